@@ -1,0 +1,215 @@
+"""The one HTTP client of the rollout server, shared by environments and trainer.
+
+Every call has a deadline. Connection errors, 429 and 5xx are tried again with growing pauses until it is over; that is
+safe because each call may be repeated: groups carry ids, batches are named by step, tickets by their own id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, TypeAdapter
+
+from atroposlib.errors import AtroposError, NoBatchError, ServerUnreachableError, error_from_wire
+from atroposlib.wire.columns import Group, decode_groups, encode_group
+from atroposlib.wire.models import (
+    AckRequest,
+    CommitRequest,
+    EnvInfo,
+    EnvRequest,
+    GroupRecord,
+    GroupResult,
+    GroupsResult,
+    LeaseRequest,
+    LeaseWait,
+    PolicyUpdate,
+    RunInfo,
+    RunRequest,
+    Status,
+    TicketGrant,
+    TicketRequest,
+    TicketUpdate,
+    TicketUpdateResult,
+)
+
+log = logging.getLogger(__name__)
+
+GROUPS_MEDIA_TYPE = "application/vnd.atropos.groups"
+MAX_PAUSE_S = 5.0
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class RolloutClient:
+    """Talks to one rollout server; use as ``async with RolloutClient(url) as client``.
+
+    Args:
+        url: base URL, e.g. http://localhost:8000.
+        deadline_s: how long a call keeps trying before ServerUnreachableError.
+        token: bearer token, where the server asks for one.
+    """
+
+    def __init__(self, url: str, *, deadline_s: float = 60.0, token: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        self.deadline_s = deadline_s
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=httpx.Timeout(30.0, connect=5.0))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    # Trainer
+
+    async def open_run(self, request: RunRequest) -> RunInfo:
+        """Open a run, or take over the one of the same name."""
+        return await self._call("POST", "/v1/run", request, RunInfo)
+
+    async def lease(self, step: int, *, session: int, deadline_s: float) -> list[Group]:
+        """The batch of a step; waits for it.
+
+        Raises:
+            NoBatchError: none came within deadline_s; the text says what the server waits for.
+            FencedError: a newer trainer took over.
+        """
+        end = time.monotonic() + deadline_s
+        while True:
+            wait_s = max(0.0, min(20.0, end - time.monotonic()))
+            body = LeaseRequest(session=session, wait_s=wait_s)
+            response = await self._send(
+                "POST", f"/v1/batches/{step}/lease", json=body.model_dump(), timeout_s=wait_s + 30.0
+            )
+            if response.status_code == 200:
+                return decode_groups(response.content)
+            waiting_for = LeaseWait.model_validate_json(response.content).waiting_for
+            if time.monotonic() >= end:
+                raise NoBatchError(f"no batch for step {step} within {deadline_s:.0f} s: {waiting_for}")
+
+    async def ack(self, step: int, *, session: int, policy_version: int | None) -> None:
+        """Say that step's optimizer step used its batch."""
+        await self._call(
+            "POST",
+            f"/v1/batches/{step}/ack",
+            AckRequest(session=session, policy_version=policy_version),
+            None,
+        )
+
+    async def commit(self, step: int, *, session: int) -> None:
+        """Say that a checkpoint holds the weights after `step` steps."""
+        await self._call("POST", "/v1/commit", CommitRequest(session=session, step=step), None)
+
+    async def publish_policy(self, policy_version: int, *, session: int) -> None:
+        """Register the version that the inference servers report."""
+        await self._call("POST", "/v1/policy", PolicyUpdate(session=session, policy_version=policy_version), None)
+
+    # Environments
+
+    async def run_info(self) -> RunInfo:
+        """The run that is open.
+
+        Raises:
+            NoRunError: no trainer has registered.
+        """
+        return await self._call("GET", "/v1/run", None, RunInfo)
+
+    async def register_env(self, request: EnvRequest) -> EnvInfo:
+        """Join the run, or rejoin it under the same name.
+
+        Raises:
+            NoRunError: no trainer has registered.
+        """
+        return await self._call("POST", "/v1/envs", request, EnvInfo)
+
+    async def request_tickets(self, request: TicketRequest) -> TicketGrant:
+        """Long-poll for leave to start groups."""
+        return await self._call("POST", "/v1/tickets", request, TicketGrant, timeout_s=request.wait_s + 30.0)
+
+    async def renew_tickets(self, update: TicketUpdate) -> TicketUpdateResult:
+        """Move the deadlines of tickets whose rollouts are alive."""
+        return await self._call("POST", "/v1/tickets/renew", update, TicketUpdateResult)
+
+    async def return_tickets(self, update: TicketUpdate) -> TicketUpdateResult:
+        """Give tickets back unused, with the reason."""
+        return await self._call("POST", "/v1/tickets/return", update, TicketUpdateResult)
+
+    async def post_groups(self, groups: Sequence[Group]) -> list[GroupResult]:
+        """Deliver groups; a repeated call is answered as duplicates."""
+        body = b"".join(encode_group(group) for group in groups)
+        response = await self._send("POST", "/v1/groups", content=body, headers={"Content-Type": GROUPS_MEDIA_TYPE})
+        return GroupsResult.model_validate_json(response.content).results
+
+    # Anyone
+
+    async def status(self) -> Status:
+        """Counters of queue, tickets, environments and trainer."""
+        return await self._call("GET", "/v1/status", None, Status)
+
+    async def group_records(self) -> list[GroupRecord]:
+        """Where every group of the run is: the server's ledger."""
+        response = await self._send("GET", "/v1/groups")
+        return TypeAdapter(list[GroupRecord]).validate_json(response.content)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: BaseModel | None,
+        answer: type[M] | None,
+        *,
+        timeout_s: float = 30.0,
+    ) -> Any:
+        response = await self._send(method, path, json=None if body is None else body.model_dump(), timeout_s=timeout_s)
+        return None if answer is None else answer.model_validate_json(response.content)
+
+    async def _send(self, method: str, path: str, *, timeout_s: float = 30.0, **kwargs: Any) -> httpx.Response:
+        end = time.monotonic() + max(self.deadline_s, timeout_s)
+        pause_s, tries = 0.1, 0
+        while True:
+            tries += 1
+            problem: str
+            try:
+                response = await self._http.request(
+                    method, path, timeout=httpx.Timeout(timeout_s, connect=5.0), **kwargs
+                )
+            except httpx.TransportError as error:
+                problem = f"{type(error).__name__}: {error}"
+                pause_s = min(pause_s * 2, MAX_PAUSE_S)
+            else:
+                if response.is_success:
+                    return response
+                if response.status_code != 429 and response.status_code < 500:
+                    raise _error_of(response)
+                problem = f"HTTP {response.status_code} {response.text[:200]}"
+                pause_s = min(float(response.headers.get("Retry-After", pause_s * 2)), MAX_PAUSE_S)
+            if time.monotonic() + pause_s > end:
+                raise ServerUnreachableError(
+                    f"rollout server {self.url} did not answer {method} {path} within {max(self.deadline_s, timeout_s):.0f} s"
+                    f" ({tries} tries, last: {problem}); is it running?"
+                )
+            if tries == 1:
+                log.warning("rollout server does not answer, trying on: %s %s: %s", method, path, problem)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+
+
+def _error_of(response: httpx.Response) -> AtroposError:
+    try:
+        body = response.json()
+        code, detail = str(body["code"]), str(body["detail"])
+    except (ValueError, KeyError, TypeError):
+        code, detail = "", f"HTTP {response.status_code}: {response.text[:500]}"
+    return error_from_wire(code, detail, response.status_code)

@@ -1,0 +1,105 @@
+"""The exception tree: every error that this project raises on purpose, and the HTTP status each one travels as."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AtroposError(Exception):
+    """Base of all our errors. The text carries the facts and the fix."""
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+
+
+class ConfigError(AtroposError):
+    """A configuration value is missing, unknown or contradicts another."""
+
+    code = "config"
+    status = 400
+
+
+class ProtocolError(AtroposError):
+    """A message breaks the wire contract. The request changed nothing."""
+
+    code = "protocol"
+    status = 422
+
+
+class GroupFormatError(ProtocolError):
+    """A group's columns do not fit together, or one of them holds an impossible value."""
+
+    code = "group_format"
+
+
+class NoRunError(AtroposError):
+    """No trainer has registered a run yet."""
+
+    code = "no_run"
+    status = 409
+
+
+class UnknownEnvError(AtroposError):
+    """The environment id or session is not known to this server: register again."""
+
+    code = "unknown_env"
+    status = 409
+
+
+class FencedError(AtroposError):
+    """A newer trainer took the run over; this one must stop."""
+
+    code = "fenced"
+    status = 409
+
+
+class StepError(AtroposError):
+    """The step asked for is not the one this run can serve."""
+
+    code = "step"
+    status = 409
+
+
+class QueueFullError(AtroposError):
+    """The server holds as much as it may; try again later."""
+
+    code = "queue_full"
+    status = 429
+
+
+class ServerUnreachableError(AtroposError):
+    """The rollout server did not answer within the deadline."""
+
+    code = "unreachable"
+    status = 503
+
+
+class RolloutError(AtroposError):
+    """A rollout failed for reasons outside the policy (time-out, dead server): no reward, not a reward of 0."""
+
+    code = "rollout"
+
+
+class NoBatchError(AtroposError):
+    """No batch came within the deadline. The text names what the server waits for."""
+
+    code = "no_batch"
+
+
+class ModelServerError(RolloutError):
+    """An inference server refused or failed a request."""
+
+    code = "inference"
+
+
+def _subclasses(cls: type[AtroposError]) -> list[type[AtroposError]]:
+    return [cls, *(leaf for child in cls.__subclasses__() for leaf in _subclasses(child))]
+
+
+def error_from_wire(code: str, detail: str, status: int) -> AtroposError:
+    """Raise on the client what the server raised: the type by its code, the text unchanged."""
+    by_code = {cls.code: cls for cls in _subclasses(AtroposError)}
+    cls = by_code.get(code)
+    if cls is None:
+        cls = ProtocolError if 400 <= status < 500 else AtroposError
+    return cls(detail)

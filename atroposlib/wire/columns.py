@@ -1,0 +1,417 @@
+"""The column encoding of a group: one safetensors blob, self-delimiting, checked in place.
+
+A request or a batch is simply blobs one after another. The server reads the small header and never decodes,
+copies or re-encodes the payload.
+
+Shapes: N sequences in the group, T tokens in all, R version runs, K candidates kept for distillation.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save as safetensors_save
+
+from atroposlib.errors import GroupFormatError
+
+WIRE_VERSION = 1
+MAX_HEADER_BYTES = 1 << 20
+NOT_SAMPLED = -1
+"""Policy version of tokens that no policy sampled: the prompt, tool output, templates."""
+
+Int32 = npt.NDArray[np.int32]
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column must look like: its safetensors dtype, its shape in the letters above, whether it may be absent."""
+
+    dtype: str
+    shape: tuple[str | int, ...]
+    required: bool = True
+
+
+COLUMNS: Mapping[str, Column] = {
+    "tokens": Column("I32", ("T",)),
+    "cu_seqlens": Column("I32", ("N+1",)),
+    "loss_mask": Column("U8", ("T",)),
+    "inference_logprobs": Column("F32", ("T",), required=False),
+    "policy_versions": Column("I32", ("R", 2)),
+    "scores": Column("F64", ("N",)),
+    "advantages": Column("F32", ("T",), required=False),
+    "ref_logprobs": Column("F32", ("T",), required=False),
+    "labels": Column("I32", ("T",), required=False),
+    "distill_token_ids": Column("I32", ("T", "K"), required=False),
+    "distill_logprobs": Column("F32", ("T", "K"), required=False),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The trajectories of one item, scored against each other, laid end to end."""
+
+    group_id: str
+    """Made by the sender; a repeated id is answered as a duplicate."""
+    env_id: int
+    tokens: Int32
+    """[T] prompt, completion and environment tokens of every sequence, in order."""
+    cu_seqlens: Int32
+    """[N+1] where each sequence starts; the last entry is T."""
+    loss_mask: UInt8
+    """[T] 1 where the policy sampled the token."""
+    policy_versions: Int32
+    """[R, 2] runs of (policy version, length) that cover the T tokens; NOT_SAMPLED for prompt tokens."""
+    scores: Float64
+    """[N] rewards."""
+    inference_logprobs: Float32 | None = None
+    """[T] nats, under the policy that sampled; 0.0 where loss_mask is 0. None only from old clients that send none."""
+    advantages: Float32 | None = None
+    """[T] when the environment computes its own."""
+    ref_logprobs: Float32 | None = None
+    labels: Int32 | None = None
+    """[T] only where an old client's masks say something that loss_mask cannot."""
+    distill_token_ids: Int32 | None = None
+    distill_logprobs: Float32 | None = None
+    ticket: str | None = None
+    """The admission ticket this group was started with."""
+    finish_reasons: tuple[str, ...] = ()
+    """One a sequence: stop, length, abort, tool_calls; empty when the engine did not say."""
+    messages: Any = None
+    generation_params: Mapping[str, Any] | None = None
+    overrides: Sequence[Mapping[str, Any] | None] | None = None
+    group_overrides: Mapping[str, Any] | None = None
+    images: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Other header facts of the sender, kept as they came."""
+
+    @property
+    def n_sequences(self) -> int:
+        """Number of trajectories, N."""
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all trajectories, T."""
+        return len(self.tokens)
+
+    @property
+    def version_range(self) -> tuple[int, int] | None:
+        """Oldest and newest policy version that sampled a token; None when the sender does not know."""
+        sampled = self.policy_versions[self.policy_versions[:, 0] != NOT_SAMPLED, 0]
+        return (int(sampled.min()), int(sampled.max())) if len(sampled) else None
+
+    def versions_per_token(self) -> Int32:
+        """[T] the policy version of each token, NOT_SAMPLED where nobody sampled it."""
+        return np.repeat(self.policy_versions[:, 0], self.policy_versions[:, 1]).astype(np.int32, copy=False)
+
+
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor of a safetensors header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+class GroupHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server needs to know of a group, read from the blob's header alone."""
+
+    group_id: str
+    env_id: int
+    wire_version: int
+    ticket: str | None = None
+    oldest_version: int | None = None
+    newest_version: int | None = None
+    finish_reasons: tuple[str, ...] = ()
+    messages: Any = None
+    generation_params: dict[str, Any] | None = None
+    overrides: list[dict[str, Any] | None] | None = None
+    group_overrides: dict[str, Any] | None = None
+    images: Any = None
+    extra: dict[str, Any] = {}
+
+
+_HEADER_FIELDS = (
+    "ticket",
+    "finish_reasons",
+    "messages",
+    "generation_params",
+    "overrides",
+    "group_overrides",
+    "images",
+    "extra",
+)
+
+
+def encode_group(group: Group) -> bytes:
+    """One safetensors blob. The header metadata is a single JSON text under the key ``group``."""
+    versions = group.version_range
+    header = GroupHeader(
+        group_id=group.group_id,
+        env_id=group.env_id,
+        wire_version=WIRE_VERSION,
+        oldest_version=versions[0] if versions else None,
+        newest_version=versions[1] if versions else None,
+        **{name: getattr(group, name) for name in _HEADER_FIELDS},
+    )
+    columns = {
+        name: np.ascontiguousarray(getattr(group, name), dtype=_DTYPES[spec.dtype])
+        for name, spec in COLUMNS.items()
+        if getattr(group, name) is not None
+    }
+    blob: bytes = safetensors_save(columns, metadata={"group": msgspec.json.encode(header).decode()})
+    return blob
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A checked view of one encoded group: header read, columns mapped, nothing copied."""
+
+    header: GroupHeader
+    columns: Mapping[str, npt.NDArray[Any]]
+    data: memoryview
+    """The whole blob, header included: what is stored and sent on."""
+
+    @property
+    def n_sequences(self) -> int:
+        """Number of trajectories, N."""
+        return len(self.columns["cu_seqlens"]) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all trajectories, T."""
+        return len(self.columns["tokens"])
+
+
+def read_blobs(body: bytes | memoryview) -> Iterator[Blob]:
+    """Walk over blobs laid one after another, checking each whole.
+
+    Raises:
+        GroupFormatError: truncated body, lying header, missing, ragged or non-finite column.
+    """
+    view = memoryview(body)
+    position = 0
+    while position < len(view):
+        size = _blob_size(view[position:])
+        yield _read_blob(view[position : position + size])
+        position += size
+
+
+def _blob_size(view: memoryview) -> int:
+    header, start = _raw_header(view)
+    end = max((entry.data_offsets[1] for name, entry in header.items() if isinstance(entry, TensorEntry)), default=0)
+    size = start + end
+    if size > len(view):
+        raise GroupFormatError(
+            f"body ends inside a blob: its header promises {size} bytes, {len(view)} are there; send whole blobs"
+        )
+    return size
+
+
+def _raw_header(view: memoryview) -> tuple[dict[str, TensorEntry | dict[str, str]], int]:
+    """Parse the JSON header; returns it with the offset at which column data starts."""
+    if len(view) < 8:
+        raise GroupFormatError(f"a blob starts with 8 bytes of header length; only {len(view)} bytes are left")
+    (length,) = struct.unpack("<Q", view[:8])
+    if length > MAX_HEADER_BYTES:
+        raise GroupFormatError(
+            f"header length {length} is over the limit of {MAX_HEADER_BYTES} bytes; is this a safetensors blob?"
+        )
+    if 8 + length > len(view):
+        raise GroupFormatError(f"header promises {length} bytes but {len(view) - 8} are there; send whole blobs")
+    try:
+        raw = msgspec.json.decode(view[8 : 8 + length], type=dict[str, dict[str, Any]])
+        header: dict[str, TensorEntry | dict[str, str]] = {}
+        for name, entry in raw.items():
+            header[name] = (
+                msgspec.convert(entry, dict[str, str])
+                if name == "__metadata__"
+                else msgspec.convert(entry, TensorEntry)
+            )
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise GroupFormatError(f"blob header is not a safetensors header: {error}") from error
+    return header, 8 + length
+
+
+def _read_blob(view: memoryview) -> Blob:
+    raw, start = _raw_header(view)
+    metadata = raw.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or "group" not in metadata:
+        raise GroupFormatError("blob metadata lacks the key 'group'; encode groups with atroposlib.wire.encode_group")
+    try:
+        header = msgspec.json.decode(metadata["group"], type=GroupHeader)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise GroupFormatError(f"group metadata: {error}") from error
+    if header.wire_version > WIRE_VERSION:
+        raise GroupFormatError(
+            f"group {header.group_id!r} has wire_version {header.wire_version}; this server reads up to {WIRE_VERSION}: update it"
+        )
+    columns = {
+        name: _map_column(view[start:], name, entry) for name, entry in raw.items() if isinstance(entry, TensorEntry)
+    }
+    blob = Blob(header=header, columns=columns, data=view)
+    validate(blob)
+    return blob
+
+
+def _map_column(data: memoryview, name: str, entry: TensorEntry) -> npt.NDArray[Any]:
+    spec = COLUMNS.get(name)
+    if spec is None:
+        raise GroupFormatError(f"unknown column {name!r}; known: {', '.join(COLUMNS)}")
+    if entry.dtype != spec.dtype:
+        raise GroupFormatError(f"column {name!r} has dtype {entry.dtype}, expected {spec.dtype}")
+    begin, end = entry.data_offsets
+    dtype = _DTYPES[spec.dtype]
+    count = 1
+    for extent in entry.shape:
+        count *= extent
+    if (
+        min(begin, end, *entry.shape, 0) < 0
+        or end - begin != count * dtype.itemsize
+        or len(entry.shape) != len(spec.shape)
+    ):
+        raise GroupFormatError(
+            f"column {name!r}: shape {list(entry.shape)} of {entry.dtype} does not fit data_offsets {[begin, end]}"
+        )
+    try:
+        column: npt.NDArray[Any] = np.frombuffer(data[begin:end], dtype=dtype).reshape(entry.shape)
+    except ValueError as error:
+        raise GroupFormatError(f"column {name!r}: {error}") from error
+    return column
+
+
+def validate(blob: Blob) -> None:
+    """Check one group with vectorised passes: lengths, ranges, finiteness.
+
+    Raises:
+        GroupFormatError: names the group, the column, the value and what was expected.
+    """
+    header, columns = blob.header, blob.columns
+
+    def fail(text: str) -> GroupFormatError:
+        return GroupFormatError(f"group {header.group_id!r}: {text}")
+
+    if not header.group_id or len(header.group_id) > 200:
+        raise fail(f"group_id must have 1 to 200 characters, has {len(header.group_id)}")
+    missing = [name for name, spec in COLUMNS.items() if spec.required and name not in columns]
+    if missing:
+        raise fail(f"missing columns: {', '.join(missing)}")
+    sizes = {"T": len(columns["tokens"]), "N": len(columns["scores"]), "N+1": len(columns["scores"]) + 1}
+    for name, column in columns.items():
+        letter = COLUMNS[name].shape[0]
+        if letter in sizes and len(column) != sizes[str(letter)]:
+            raise fail(f"column {name!r} has {len(column)} entries, expected {letter} = {sizes[str(letter)]}")
+    cu_seqlens = columns["cu_seqlens"]
+    if sizes["N"] == 0:
+        raise fail("holds no sequence; send at least one")
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != sizes["T"] or np.any(np.diff(cu_seqlens) <= 0):
+        raise fail(
+            f"cu_seqlens must rise from 0 to T = {sizes['T']} with no empty sequence, is {cu_seqlens.tolist()[:8]}"
+        )
+    for name in ("tokens", "distill_token_ids"):
+        if name in columns and columns[name].min(initial=0) < 0:
+            raise fail(f"column {name!r} holds the negative id {int(columns[name].min())}")
+    if columns["loss_mask"].max(initial=0) > 1:
+        raise fail(f"loss_mask must hold 0 and 1, holds {int(columns['loss_mask'].max())}")
+    for name, column in columns.items():
+        if column.dtype.kind == "f" and not np.isfinite(column).all():
+            where = int(np.flatnonzero(~np.isfinite(column.reshape(-1)))[0])
+            raise fail(
+                f"column {name!r} holds {column.reshape(-1)[where]} at position {where}; only finite numbers can be trained on"
+            )
+    runs = columns["policy_versions"]
+    if (
+        runs.shape[1] != 2
+        or np.any(runs[:, 1] <= 0)
+        or int(runs[:, 1].sum(dtype=np.int64)) != sizes["T"]
+        or np.any(runs[:, 0] < NOT_SAMPLED)
+    ):
+        raise fail(f"policy_versions must be runs (version, length > 0) that cover T = {sizes['T']} tokens")
+    if header.finish_reasons and len(header.finish_reasons) != sizes["N"]:
+        raise fail(
+            f"finish_reasons has {len(header.finish_reasons)} entries, expected one for each of {sizes['N']} sequences"
+        )
+    sampled = runs[runs[:, 0] != NOT_SAMPLED, 0]
+    stated = (header.oldest_version, header.newest_version)
+    actual = (int(sampled.min()), int(sampled.max())) if len(sampled) else (None, None)
+    if stated != actual:
+        raise fail(f"header says versions {stated}, policy_versions say {actual}")
+
+
+def decode_group(blob: Blob) -> Group:
+    """The group behind a checked view; its arrays map the blob's memory."""
+    facts: dict[str, Any] = {name: getattr(blob.header, name) for name in _HEADER_FIELDS} | dict(blob.columns)
+    return Group(group_id=blob.header.group_id, env_id=blob.header.env_id, **facts)
+
+
+def decode_groups(body: bytes | memoryview) -> list[Group]:
+    """Every group of a body of blobs, in order.
+
+    Raises:
+        GroupFormatError: as read_blobs.
+    """
+    return [decode_group(blob) for blob in read_blobs(body)]
+
+
+def build_group(
+    *,
+    group_id: str,
+    env_id: int,
+    tokens: Sequence[Sequence[int]],
+    loss_masks: Sequence[Sequence[int]],
+    inference_logprobs: Sequence[Sequence[float]] | None,
+    versions: Sequence[Sequence[tuple[int, int]]],
+    scores: Sequence[float],
+    **facts: Any,
+) -> Group:
+    """Lay per-sequence lists end to end.
+
+    Args:
+        versions: for each sequence, runs of (policy version, length) over its tokens.
+        facts: the optional columns, already flat, and the header facts of Group.
+    Raises:
+        GroupFormatError: lists of one sequence differ in length.
+    """
+    columns = [tokens, loss_masks] if inference_logprobs is None else [tokens, loss_masks, inference_logprobs]
+    for i, parts in enumerate(zip(*columns, strict=True)):
+        lengths = [len(part) for part in parts] + [sum(length for _, length in versions[i])]
+        if len(set(lengths)) > 1:
+            raise GroupFormatError(
+                f"group {group_id!r}, sequence {i}: tokens, loss_mask, logprobs and versions differ in length: {lengths}"
+            )
+    flat = [int(token) for sequence in tokens for token in sequence]
+    return Group(
+        group_id=group_id,
+        env_id=env_id,
+        tokens=np.array(flat, dtype=np.int32),
+        cu_seqlens=np.cumsum([0, *(len(sequence) for sequence in tokens)], dtype=np.int32),
+        loss_mask=np.array([bit for mask in loss_masks for bit in mask], dtype=np.uint8),
+        inference_logprobs=None
+        if inference_logprobs is None
+        else np.array([value for row in inference_logprobs for value in row], dtype=np.float32),
+        policy_versions=np.array([run for runs in versions for run in runs], dtype=np.int32).reshape(-1, 2),
+        scores=np.array(scores, dtype=np.float64),
+        **facts,
+    )
+
+
+__all__ = [
+    "COLUMNS", "NOT_SAMPLED", "WIRE_VERSION", "Blob", "Group", "GroupHeader",
+    "build_group", "decode_group", "decode_groups", "encode_group", "read_blobs", "validate",
+]  # fmt: skip

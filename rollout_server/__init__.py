@@ -1,0 +1,1 @@
+"""The rollout server: keeps groups, forms batches, bounds staleness."""

@@ -1,0 +1,30 @@
+"""What the routes share: the store, the signals that wake long-polls, and the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rollout_server.config import ServerConfig
+from rollout_server.signals import Signal
+from rollout_server.stores.base import Store
+
+
+@dataclass
+class LegacyTrainer:
+    """What the old protocol cannot say: which batch its trainer holds."""
+
+    handed_out: tuple[int, int] | None = None
+    """(session, step) of the batch given last; asking for the next one acknowledges it."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """Made once at start-up."""
+
+    config: ServerConfig
+    store: Store
+    capacity: Signal
+    """Fires when a group may start."""
+    queue: Signal
+    """Fires when a batch may be complete."""
+    legacy: LegacyTrainer = field(default_factory=LegacyTrainer)
