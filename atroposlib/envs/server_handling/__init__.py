@@ -1,0 +1,1 @@
+"""Clients of inference servers, and the token-exact sessions on top of them."""

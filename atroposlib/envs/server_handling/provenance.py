@@ -1,0 +1,46 @@
+"""Remembers, per group, what the engine said about each sequence, so that authors need not carry it by hand."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from atroposlib.type_definitions import VersionRuns
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the engine reported for one sequence."""
+
+    logprobs: list[float]
+    versions: VersionRuns
+    finish_reason: str
+
+
+_origins: ContextVar[dict[bytes, Origin] | None] = ContextVar("atropos_origins", default=None)
+
+
+@contextmanager
+def remember_origins() -> Iterator[dict[bytes, Origin]]:
+    """Within this block (child tasks included) every sequence of a managed session leaves its origin here."""
+    origins: dict[bytes, Origin] = {}
+    token = _origins.set(origins)
+    try:
+        yield origins
+    finally:
+        _origins.reset(token)
+
+
+def remember(tokens: list[int], origin: Origin) -> None:
+    """Note where a sequence comes from; nothing happens outside remember_origins."""
+    origins = _origins.get()
+    if origins is not None:
+        origins[sequence_key(tokens)] = origin
+
+
+def sequence_key(tokens: list[int]) -> bytes:
+    """The token ids themselves: two sequences are the same only if every id is."""
+    return array("i", tokens).tobytes()

@@ -1,0 +1,137 @@
+"""Where a running run stands: the rollout server's counters and the metrics files, read as they grow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from atroposlib.client import RolloutClient
+from atroposlib.errors import AtroposError
+from atroposlib.launch.jsonl import JsonlTail, Line, surviving_history
+from atroposlib.launch.processes import Child
+from atroposlib.launch.run_folder import RunFolder
+from atroposlib.wire.models import Status
+
+STATUS_TIMEOUT_S = 2.0
+# A rate older than this describes the past.
+FRESH_S = 30.0
+
+
+class Telemetry:
+    """What the view shows; refreshed by `poll`."""
+
+    def __init__(self, folder: RunFolder, *, num_steps: int, children: Mapping[str, Child]) -> None:
+        self.folder = folder
+        self.num_steps = num_steps
+        self.children = children
+        self.phase = "starting"
+        self.started_at = time.time()
+        self.status: Status | None = None
+        self.trainer_seen_at = 0.0
+        """Unix time of the trainer's last call to the rollout server."""
+        self.steps: list[Line] = []
+        """Metrics of the surviving steps."""
+        self.events: list[Line] = []
+        """Of this session, newest last."""
+        self._refreshed = asyncio.Event()
+        self._env_seen_at: dict[str, float] = {}
+        self._env_lines: dict[str, Line] = {}
+        self._metrics_tail = JsonlTail(folder.metrics)
+        self._env_tail = JsonlTail(folder.env_metrics)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return len(self.steps)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to the last step at the pace of the latest ones; None before there are two."""
+        recent = [float(line["time"]) for line in self.steps[-9:] if "time" in line]
+        if len(recent) < 2 or self.step >= self.num_steps:
+            return None
+        pace_s = (recent[-1] - recent[0]) / (len(recent) - 1)
+        return max(0.0, pace_s * (self.num_steps - self.step) - (time.time() - recent[-1]))
+
+    @property
+    def sampling_tokens_per_s(self) -> float | None:
+        """Of all environments together."""
+        now = time.time()
+        fresh = [line for line in self._env_lines.values() if now - float(line.get("time", now)) < FRESH_S]
+        rates = [float(line["tokens_per_s"]) for line in fresh if line.get("tokens_per_s") is not None]
+        return sum(rates) if rates else None
+
+    @property
+    def training_tokens_per_s(self) -> float | None:
+        """Of the latest step, while it trained."""
+        latest = self.latest
+        tokens, seconds = latest.get("tokens/step"), latest.get("time/train_s")
+        return float(tokens) / float(seconds) if tokens and seconds else None
+
+    @property
+    def latest(self) -> Line:
+        """Metrics of the latest step; empty before it."""
+        return self.steps[-1] if self.steps else {}
+
+    def series(self, key: str) -> list[float]:
+        """A metric over the steps that have it."""
+        return [float(line[key]) for line in self.steps if isinstance(line.get(key), int | float)]
+
+    def waits_for(self, child: Child) -> str:
+        """What this process waits for or does, in the user's words."""
+        if child.waits_for or self.status is None or child.state != "running":
+            return child.waits_for
+        status = self.status
+        match child.name:
+            case "trainer":
+                return status.trainer_waits_for or f"trains step {min(self.step + 1, self.num_steps)}"
+            case "rollout-server":
+                return f"{status.queued_groups} groups queued" if status.queued_groups else "waits for groups"
+            case "inference":
+                version = status.policy_version
+                return f"serves policy version {version}" if version >= 0 else "waits for the first weights"
+            case name if name.startswith("env-"):
+                if status.tickets_outstanding:
+                    return f"rolls out {status.tickets_outstanding} groups"
+                return "waits for the trainer: the staleness bound is reached"
+        return ""
+
+    def read_files(self) -> None:
+        """Take in what the processes have written since the last call."""
+        if new := self._metrics_tail.new_lines():
+            self.steps = surviving_history([*self.steps, *new])
+        for line in self._env_tail.new_lines():
+            self._env_lines[str(line.get("env", line.get("env_name", "")))] = line
+
+    async def poll(self, url: str, *, every_s: float = 0.5) -> None:
+        """Refresh for ever. A server that does not answer leaves the last state standing."""
+        async with RolloutClient(url, deadline_s=STATUS_TIMEOUT_S) as client:
+            while True:
+                with contextlib.suppress(AtroposError, TimeoutError):
+                    self._take_status(await asyncio.wait_for(client.status(), STATUS_TIMEOUT_S))
+                self.read_files()
+                self._refreshed.set()
+                self._refreshed = asyncio.Event()
+                await asyncio.sleep(every_s)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what a refresh brings."""
+        while not condition():
+            await self._refreshed.wait()
+
+    def _take_status(self, status: Status) -> None:
+        self.status = status
+        if status.trainer_last_seen_s is not None:
+            self.trainer_seen_at = time.time() - status.trainer_last_seen_s
+        self._env_seen_at = {env.name: time.time() - env.last_seen_s for env in status.envs}
+
+    def env_seen_at(self, name: str) -> float:
+        """Unix time of the environment's last call to the rollout server; 0 before it."""
+        return self._env_seen_at.get(name, 0.0)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Remember an event for the view."""
+        self.events.append(event)

@@ -1,0 +1,1 @@
+"""Ready environments; each is a command line of its own, see the Markdown file beside it."""

@@ -1,0 +1,73 @@
+"""Real vLLM servers for tests, started as `atropos up` starts them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from atroposlib.launch.inference import InferenceConfig, has_gpu, vllm_command, wait_until_ready
+from tests.processes import free_port
+
+MODEL = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class VllmProcess:
+    """A running server and the processes behind it."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        """End all of its processes at once, as a failing machine would."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def running_vllm(log_path: Path) -> Iterator[VllmProcess]:
+    config = InferenceConfig(
+        model=str(MODEL), served_model_name=MODEL.name, port=free_port(), max_model_len=1024, max_num_seqs=16
+    )
+    argv, env = vllm_command(config, has_gpu=has_gpu())
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            argv, env={**os.environ, **env}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    server = VllmProcess(config.url, process)
+    try:
+        asyncio.run(wait_until_ready(config.url, process, log_path, timeout_s=240))
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def start_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], VllmProcess]]:
+    """Start one more server. All are killed at the end of the session."""
+    for missing in [
+        *([] if find_spec("vllm") else ["vLLM is not installed; run scripts/install_vllm.sh"]),
+        *([] if MODEL.exists() else [f"{MODEL} is missing; run scripts/prepare_model.py"]),
+    ]:
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with ExitStack() as servers:
+        yield lambda: servers.enter_context(running_vllm(tmp_path_factory.mktemp("vllm") / "server.log"))
+
+
+@pytest.fixture(scope="session")
+def vllm_server(start_vllm: Callable[[], VllmProcess]) -> str:
+    """Base URL of a real vLLM server, one for the whole session."""
+    return start_vllm().url

@@ -1,0 +1,229 @@
+"""What weight sync promises, with a real vLLM and a real model."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.end_to_end.conftest import MODEL, VllmProcess
+from trainer.weight_sync.errors import WeightSyncError
+from trainer.weight_sync.publisher import WeightPublisher
+from trainer.weight_sync.vllm_control import VllmControl
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def original() -> Weights:
+    # In float32, as a trainer holds them.
+    return {name: tensor.float() for name, tensor in load_file(MODEL / "model.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def changed(original: Weights) -> Weights:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: tensor + 0.02 * tensor.std() * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in original.items()
+    }
+
+
+@pytest.fixture
+def publisher(vllm_server: str) -> Iterator[WeightPublisher]:
+    publisher = WeightPublisher([vllm_server], timeout_s=60)
+    yield publisher
+    publisher.close()
+
+
+def generate(url: str, *, max_tokens: int = 8, **sampling: Any) -> dict[str, Any]:
+    body = {
+        "token_ids": PROMPT,
+        "sampling_params": {"max_tokens": max_tokens, "temperature": 0, "logprobs": 0, **sampling},
+    }
+    answer = httpx.post(f"{url}/inference/v1/generate", json=body, timeout=180).raise_for_status().json()
+    choice: dict[str, Any] = answer["choices"][0]
+    return choice
+
+
+def logprobs(url: str) -> list[float]:
+    return [token["logprob"] for token in generate(url)["logprobs"]["content"]]
+
+
+def is_paused(url: str) -> bool:
+    return VllmControl(url).is_paused(timeout_s=20)
+
+
+class Interrupted:
+    """Weights that do something in the middle of being sent, the first time."""
+
+    def __init__(self, weights: Weights, action: Callable[[], None]) -> None:
+        self.weights = weights
+        self.action = action
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self.passes += 1
+        for i, pair in enumerate(self.weights.items()):
+            if i == len(self.weights) // 2 and self.passes == 1:
+                self.action()
+            yield pair
+
+
+def test_publishing_changes_the_logprobs_and_publishing_the_old_weights_restores_them(
+    vllm_server: str, publisher: WeightPublisher, original: Weights, changed: Weights
+) -> None:
+    before = logprobs(vllm_server)
+
+    result = publisher.publish(1, changed.items())
+    between = logprobs(vllm_server)
+    restored = publisher.publish(2, original.items())
+
+    assert [server.weight_version for server in (*result.servers, *restored.servers)] == ["1", "2"]
+    assert max(abs(a - b) for a, b in zip(before, between, strict=True)) > 0.05
+    assert logprobs(vllm_server) == before
+
+
+def test_the_logprobs_are_those_of_the_published_weights(
+    vllm_server: str, publisher: WeightPublisher, changed: Weights
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16)
+    model.load_state_dict(changed, strict=False)
+    publisher.publish(3, changed.items())
+
+    sampled = generate(vllm_server)
+
+    token_ids = torch.tensor([[*PROMPT, *sampled["token_ids"]]])
+    with torch.no_grad():
+        logprobs_TV = model(token_ids).logits[0, len(PROMPT) - 1 : -1].float().log_softmax(-1)
+    ours = logprobs_TV.gather(1, token_ids[0, len(PROMPT) :, None]).squeeze(1).tolist()
+    theirs = [token["logprob"] for token in sampled["logprobs"]["content"]]
+    assert theirs == pytest.approx(ours, abs=0.15)  # two bfloat16 implementations
+
+
+def test_requests_in_flight_survive_and_say_which_version_sampled_which_token(
+    vllm_server: str, publisher: WeightPublisher, original: Weights, changed: Weights
+) -> None:
+    publisher.publish(4, original.items())
+    with ThreadPoolExecutor() as requests:
+        in_flight = [
+            requests.submit(generate, vllm_server, max_tokens=200, temperature=1.0, seed=seed, ignore_eos=True)
+            for seed in range(4)
+        ]
+        with httpx.Client(timeout=10) as http:
+            while "vllm:generation_tokens_total" not in http.get(f"{vllm_server}/metrics").text:
+                time.sleep(0.05)
+        time.sleep(1.0)
+        publisher.publish(5, changed.items())
+        choices = [future.result() for future in in_flight]
+
+    for choice in choices:
+        spans = choice["weight_versions"]
+        assert [span["version"] for span in spans] == ["4", "5"]
+        assert (spans[0]["start"], spans[1]["end"]) == (0, 200)
+        assert spans[0]["end"] == spans[1]["start"] > 0
+        assert choice["finish_reason"] == "length"
+        assert len(choice["token_ids"]) == 200
+
+
+def test_a_new_trainer_attaches_after_one_that_was_killed_while_sending(
+    vllm_server: str, publisher: WeightPublisher, original: Weights
+) -> None:
+    publisher.publish(6, original.items())
+    before = logprobs(vllm_server)
+    first = textwrap.dedent(f"""
+        import os, signal
+        from safetensors.torch import load_file
+        from trainer.weight_sync.publisher import WeightPublisher
+
+        def dying():
+            for i, (name, tensor) in enumerate(load_file({str(MODEL / "model.safetensors")!r}).items()):
+                if i == 200:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield name, tensor * 0
+
+        class Dying:
+            def __iter__(self):
+                return dying()
+
+        WeightPublisher([{vllm_server!r}], timeout_s=60, bucket_bytes=8 * 2**20).publish(7, Dying())
+    """)
+    assert subprocess.run([sys.executable, "-c", first], check=False).returncode == -signal.SIGKILL
+    start = time.monotonic()
+    assert is_paused(vllm_server)  # answered when the engine has given the dead trainer up
+    assert time.monotonic() - start < 15
+
+    second = WeightPublisher([vllm_server], timeout_s=60)
+    second.attach()
+
+    assert not is_paused(vllm_server)
+    assert logprobs(vllm_server) == before  # half a transfer changed nothing
+    assert second.publish(8, original.items()).failed == ()
+    assert logprobs(vllm_server) == before
+    second.close()
+
+
+def test_a_transfer_that_fails_half_way_leaves_the_old_weights_and_a_running_engine(
+    vllm_server: str, publisher: WeightPublisher, original: Weights, changed: Weights
+) -> None:
+    publisher.publish(9, original.items())
+    before = logprobs(vllm_server)
+
+    def fail() -> None:
+        raise MemoryError("no room to gather")
+
+    with pytest.raises(MemoryError):
+        publisher.publish(10, Interrupted(changed, fail))
+
+    assert not is_paused(vllm_server)
+    assert logprobs(vllm_server) == before
+    assert publisher.publish(11, changed.items()).failed == ()
+
+
+def test_weights_of_another_model_are_refused_and_the_engine_goes_on(
+    vllm_server: str, publisher: WeightPublisher, original: Weights
+) -> None:
+    publisher.publish(12, original.items())
+    before = logprobs(vllm_server)
+    foreign = {"model.layers.0.self_attn.q_proj.weight": torch.zeros(8, 8), "model.norm.weight": torch.zeros(8)}
+
+    with pytest.raises(WeightSyncError, match="failed to send"):
+        publisher.publish(13, foreign.items())
+
+    assert not is_paused(vllm_server)
+    assert logprobs(vllm_server) == before
+    assert publisher.publish(14, original.items()).failed == ()
+
+
+def test_a_server_killed_half_way_is_named_within_the_deadline_and_the_other_is_served(
+    vllm_server: str, start_vllm: Callable[[], VllmProcess], changed: Weights
+) -> None:
+    doomed = start_vllm()
+    publisher = WeightPublisher([vllm_server, doomed.url], timeout_s=30)
+    assert publisher.publish(15, changed.items()).failed == ()
+    start = time.monotonic()
+
+    result = publisher.publish(16, Interrupted(changed, doomed.kill))
+
+    assert time.monotonic() - start < 25
+    (failed,) = result.failed
+    assert failed.server == doomed.url
+    assert doomed.url in str(failed.error)
+    assert [server.weight_version for server in result.servers if server.error is None] == ["16"]
+    assert not is_paused(vllm_server)
+    publisher.close()

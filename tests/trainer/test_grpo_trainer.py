@@ -1,0 +1,334 @@
+"""The trainer end to end, in this process, against a FAKE rollout server and a FAKE engine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from atroposlib.errors import FencedError
+from tests.trainer.fakes import (
+    REWARDED_TOKEN,
+    FakePublisher,
+    FakeRolloutServer,
+    a_config,
+    a_group,
+    random_groups,
+    tiny_llama,
+)
+from trainer import checkpoints
+from trainer.errors import StalenessError, TrainerError
+from trainer.grpo_trainer import GRPOTrainer
+from trainer.logprobs import PackedPolicy
+from trainer.losses import token_losses, truncated_importance_weights
+from trainer.micro_batch import build_micro_batch, share_of_rank
+from trainer.step_batch import build_step_batch
+
+
+def a_trainer(
+    run_dir: Path, server: FakeRolloutServer, *, publisher: FakePublisher | None = None, lm: Any = None, **options: Any
+) -> GRPOTrainer:
+    return GRPOTrainer(
+        a_config(run_dir, **options),
+        lm=lm or tiny_llama(),
+        connect=server.client,
+        publisher=publisher or FakePublisher(),
+    )
+
+
+def weights_in(folder: Path) -> dict[str, Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@torch.no_grad()
+def rewarded_probability(lm: Any) -> float:
+    logits = lm(input_ids=torch.tensor([[1, 2, 3]])).logits[0, -1]
+    return float(logits.softmax(-1)[REWARDED_TOKEN])
+
+
+def test_the_rewarded_token_becomes_likelier(tmp_path: Path) -> None:
+    before = rewarded_probability(tiny_llama())
+
+    a_trainer(tmp_path, FakeRolloutServer(sequences=32), max_steps=5, batch_size=32).train()
+
+    assert rewarded_probability(AutoModelForCausalLM.from_pretrained(tmp_path / "final")) > 1.2 * before
+
+
+def test_each_step_is_published_then_acknowledged_and_each_checkpoint_committed(tmp_path: Path) -> None:
+    server, publisher = FakeRolloutServer(), FakePublisher()
+
+    a_trainer(tmp_path, server, publisher=publisher, save_strategy="steps", save_steps=2).train()
+
+    assert publisher.published == [0, 1, 2, 3]
+    assert publisher.is_closed
+    assert server.said("open", "policy", "ack", "commit") == [
+        ("open", tmp_path.name),
+        ("policy", 0),
+        ("ack", 0, 1),
+        ("ack", 1, 2),
+        ("commit", 2),
+        ("ack", 2, 3),
+        ("commit", 3),
+        ("commit", 3),
+    ]
+
+
+def test_the_engine_holds_the_weights_of_the_final_checkpoint(tmp_path: Path) -> None:
+    publisher = FakePublisher()
+
+    a_trainer(tmp_path, FakeRolloutServer(), publisher=publisher).train()
+
+    final = weights_in(tmp_path / "final")
+    assert publisher.weights.keys() == final.keys()
+    assert all(torch.equal(tensor, final[name]) for name, tensor in publisher.weights.items())
+
+
+def test_metrics_and_ledger_have_a_line_for_each_step(tmp_path: Path) -> None:
+    a_trainer(tmp_path, FakeRolloutServer()).train()
+
+    metrics, ledger = lines_of(tmp_path / "metrics.jsonl"), lines_of(tmp_path / "ledger" / "trainer.jsonl")
+    assert [line["step"] for line in metrics] == [0, 1, 2]
+    assert [line["policy_version"] for line in metrics] == [1, 2, 3]
+    assert metrics[0].keys() >= {
+        "time", "reward/mean", "reward/std", "frac_reward_zero_std", "loss/pg", "grad_norm", "learning_rate",
+        "staleness/mean", "staleness/max", "mismatch/kl_k3", "mismatch/ratio_max", "is/truncated_frac", "ess", "entropy",
+        "completion/mean", "completion/p95", "completion/truncated_frac", "tokens/step", "tokens/forward",
+        "time/wait_s", "time/train_s", "time/sync_s", "time/step_s", "n_sequences",
+    }  # fmt: skip
+    assert ledger[1] == {
+        "step": 1,
+        "groups": [group.group_id for group in random_groups(1, sequences=8)],
+        "sequences": 8,
+        "max_staleness": 0,
+    }
+
+
+def test_the_ledger_is_written_before_the_acknowledgement(tmp_path: Path) -> None:
+    server = FakeRolloutServer()
+    acked_before_ledger: list[int] = []
+    ledger = tmp_path / "ledger" / "trainer.jsonl"
+
+    class Publisher(FakePublisher):
+        def publish(self, version: int, weights: Any) -> Any:
+            if version and len(lines_of(ledger)) < version:
+                acked_before_ledger.append(version)
+            return super().publish(version, weights)
+
+    a_trainer(tmp_path, server, publisher=Publisher()).train()
+
+    assert acked_before_ledger == []
+
+
+def test_metrics_say_what_the_batch_was(tmp_path: Path) -> None:
+    group = a_group(
+        "g", rewards=[1.0, 0.0], completions=[(7, 3), (4, 5, 6)], version=0, finish_reasons=("stop", "length")
+    )
+    server = FakeRolloutServer(batches=lambda step: [group])
+
+    a_trainer(tmp_path, server, max_steps=2, overlong="keep", learning_rate=1e-9).train()
+
+    first, second = lines_of(tmp_path / "metrics.jsonl")
+    assert first["reward/mean"] == 0.5
+    assert first["reward/std"] == 0.5
+    assert first["completion/mean"] == 2.5
+    assert first["completion/truncated_frac"] == 0.5
+    assert (first["tokens/step"], first["tokens/forward"], first["n_sequences"]) == (5, 9, 2)
+    assert (first["staleness/max"], second["staleness/max"]) == (0, 1)
+    # The engine claims e^-1 for each token, the random model gives about 1/32: the ratio is far below the cap.
+    assert first["is/truncated_frac"] == 0.0
+    assert first["entropy"] == pytest.approx(3.46, abs=0.05)
+    assert first["mismatch/ratio_max"] == pytest.approx(torch.e / 32, rel=0.4)
+
+
+def test_a_stale_batch_is_refused(tmp_path: Path) -> None:
+    server = FakeRolloutServer(batches=lambda step: random_groups(step, sequences=8, version=0))
+
+    with pytest.raises(StalenessError, match="max_staleness=1"):
+        a_trainer(tmp_path, server, max_staleness=1).train()
+
+    assert server.said("ack") == [("ack", 0, 1), ("ack", 1, 2)]
+
+
+def test_a_trainer_that_was_replaced_stops(tmp_path: Path) -> None:
+    server = FakeRolloutServer()
+
+    def take_over(step: int) -> None:
+        if step == 2:
+            server.session += 1
+
+    server.on_lease = take_over
+    with pytest.raises(FencedError):
+        a_trainer(tmp_path, server).train()
+
+
+def test_training_goes_on_without_an_engine(tmp_path: Path) -> None:
+    server, publisher = FakeRolloutServer(), FakePublisher()
+    publisher.is_up = False
+
+    a_trainer(tmp_path, server, publisher=publisher).train()
+
+    assert server.said("ack", "policy") == [("ack", 0, None), ("ack", 1, None), ("ack", 2, None)]
+
+
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5, "weight_decay": 0.1}
+    a_trainer(tmp_path / "whole", FakeRolloutServer(), **options).train()
+    server, publisher = FakeRolloutServer(), FakePublisher()
+
+    def crash(step: int) -> None:
+        if step == 4:
+            server.session += 1
+
+    server.on_lease = crash
+    with pytest.raises(FencedError):
+        a_trainer(tmp_path / "cut", server, **options, prefetch=0).train()
+    assert (server.committed_step, server.acknowledged_step) == (4, 4)
+    # The checkpoint after 4 steps was not finished: the run goes on from 2.
+    (tmp_path / "cut" / "checkpoints" / "checkpoint-4" / checkpoints.MARKER).unlink()
+    server.committed_step, server.on_lease, server.events = 2, lambda step: None, []
+    a_trainer(tmp_path / "cut", server, publisher=publisher, lm=tiny_llama(seed=9), **options).train()
+
+    whole, resumed = weights_in(tmp_path / "whole" / "final"), weights_in(tmp_path / "cut" / "final")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert server.said("lease") == [("lease", 2), ("lease", 3), ("lease", 4)]
+    # The engines already ran version 4: nothing older is published on the way there.
+    assert publisher.published == [4, 5]
+    assert server.said("ack") == [("ack", 2, None), ("ack", 3, 4), ("ack", 4, 5)]
+    steps = [line["step"] for line in lines_of(tmp_path / "cut" / "ledger" / "trainer.jsonl")]
+    assert steps == [0, 1, 2, 3, 2, 3, 4]
+
+
+def test_a_finished_run_that_is_started_again_only_saves(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
+    server = FakeRolloutServer()
+    a_trainer(tmp_path, server, **options).train()
+    server.events.clear()
+
+    a_trainer(tmp_path, server, **options).train()
+
+    assert server.said("lease", "ack") == []
+    assert server.said("commit") == [("commit", 3)]
+
+
+def test_a_run_whose_batches_are_gone_says_what_to_do(tmp_path: Path) -> None:
+    server = FakeRolloutServer(committed_step=7)
+
+    with pytest.raises(TrainerError, match=r"checkpoint after 7 steps.* is after 0; give the output_dir"):
+        a_trainer(tmp_path, server).train()
+
+
+def test_a_request_to_stop_ends_after_the_step_with_a_checkpoint(tmp_path: Path) -> None:
+    server = FakeRolloutServer()
+    trainer = a_trainer(tmp_path, server, max_steps=50, save_strategy="steps", save_steps=50, prefetch=0)
+    server.on_lease = lambda step: trainer.request_stop("SIGTERM") if step == 3 else None
+
+    trainer.train()
+
+    assert server.committed_step == 4
+    assert checkpoints.last_complete(tmp_path / "checkpoints") == (tmp_path / "checkpoints" / "checkpoint-4", 4)
+    assert not (tmp_path / "final").exists()
+
+
+def test_a_request_to_stop_while_waiting_ends_with_a_checkpoint(tmp_path: Path) -> None:
+    server = FakeRolloutServer(waits_until=lambda step: step < 2)
+    trainer = a_trainer(tmp_path, server, max_steps=50, save_strategy="steps", save_steps=50)
+    server.on_lease = lambda step: threading.Timer(0.2, trainer.request_stop, ["SIGINT"]).start() if step == 2 else None
+
+    trainer.train()
+
+    assert server.committed_step == 2
+    assert server.said("ack")[-1][1] == 1
+
+
+def test_adapting_the_model_needs_no_network_name(tmp_path: Path) -> None:
+    a_trainer(tmp_path, FakeRolloutServer(), max_steps=1).train()
+
+    assert (tmp_path / "final" / "config.json").is_file()
+    assert (tmp_path / "trainer.yaml").read_text().count("max_steps: 1") == 1
+
+
+# Gradients
+
+
+def gradients(tmp_path: Path, **options: Any) -> dict[str, Tensor]:
+    """Of one step over random_groups(0), just before the optimizer takes them."""
+    lm = tiny_llama()
+    found: dict[str, Tensor] = {}
+    trainer = a_trainer(tmp_path, FakeRolloutServer(), lm=lm, max_steps=1, max_grad_norm=0.0, **options)
+    trainer.create_optimizer()
+    assert trainer.optimizer is not None
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: found.update({name: p.grad.clone() for name, p in lm.named_parameters()})
+    )
+    trainer.train()
+    return found
+
+
+def plain_gradients() -> dict[str, Tensor]:
+    """The same step computed the plain way: one sequence after the other, all logits, no packing, no trainer."""
+    lm = tiny_llama()
+    batch = build_step_batch(0, random_groups(0, sequences=8), advantage_scale="none", overlong="mask", temperature=1.0)
+    total = torch.zeros(())
+    for sequence in batch.sequences:
+        tokens = torch.from_numpy(sequence.tokens_L.astype("int64"))
+        logprobs = lm(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+        assert sequence.inference_logprobs_L is not None
+        weights = truncated_importance_weights(logprobs, torch.from_numpy(sequence.inference_logprobs_L[1:]), cap=2.0)
+        losses = token_losses(logprobs, logprobs.detach(), torch.from_numpy(sequence.advantages_L[1:]), weights)
+        total = total + losses[torch.from_numpy(sequence.is_trained_L[1:])].sum()
+    (total / batch.trained_tokens).backward()
+    return {name: p.grad for name, p in lm.named_parameters()}
+
+
+@pytest.mark.parametrize("max_tokens", [1, 24, 1000])
+@pytest.mark.parametrize("chunk_size", [3, 1000])
+def test_packing_and_chunking_change_no_gradient(tmp_path: Path, max_tokens: int, chunk_size: int) -> None:
+    found = gradients(tmp_path, max_tokens_per_micro_batch=max_tokens, logprob_chunk_size=chunk_size)
+
+    for name, expected in plain_gradients().items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
+    plain, recomputed = gradients(tmp_path / "a"), gradients(tmp_path / "b", gradient_checkpointing=True)
+
+    assert all(torch.allclose(plain[name], recomputed[name], rtol=1e-5, atol=1e-8) for name in plain)
+
+
+def test_idle_passes_add_exactly_nothing() -> None:
+    batch = build_step_batch(
+        0, [a_group("g", completions=[(7,), (8,)])], advantage_scale="none", overlong="mask", temperature=1.0
+    )
+    shares = [
+        share_of_rank(
+            batch,
+            rank=rank,
+            ranks=4,
+            max_tokens=100,
+            hidden_size=16,
+            aggregation="token_mean",
+            max_completion_length=None,
+        )
+        for rank in range(4)
+    ]
+    (idle,) = next(s.micro_batches for s in shares if not s.micro_batches[0].loss_weights_M.any())
+    policy = PackedPolicy(tiny_llama(), chunk_size=4)
+
+    logprobs, _ = policy(
+        idle.input_ids_1T, idle.position_ids_1T, idle.target_positions_M, idle.target_ids_M, idle.temperatures_M
+    )
+    (logprobs * idle.loss_weights_M).sum().backward()
+
+    # Every parameter takes part, so that no collective misses one.
+    assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
+    assert build_micro_batch(batch.sequences, [1.0, 1.0]).loss_weights_M.all()

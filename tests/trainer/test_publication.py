@@ -1,0 +1,83 @@
+"""When weights are published, and what the rollout server is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.trainer.fakes import FakePublisher
+from trainer import publication
+from trainer.publication import Publication
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publication, "IDLE_CHECK_S", 0.0)
+
+
+def a_publication(publisher: FakePublisher | None, announced: list[int], *, engine_version: int = -1) -> Publication:
+    return Publication(publisher, [], announce=announced.append, engine_version=engine_version)
+
+
+def test_the_first_version_is_published_and_announced() -> None:
+    publisher, announced = FakePublisher(), list[int]()
+
+    a_publication(publisher, announced).start(0)
+
+    assert publisher.published == announced == [0]
+
+
+def test_each_step_returns_the_version_to_acknowledge() -> None:
+    publisher = FakePublisher()
+    keeper = a_publication(publisher, [])
+    keeper.start(0)
+
+    assert [keeper.after_step(1), keeper.after_step(2)] == [1, 2]
+    assert publisher.published == [0, 1, 2]
+
+
+def test_when_no_engine_takes_a_version_training_goes_on_without_one() -> None:
+    publisher = FakePublisher()
+    keeper = a_publication(publisher, [])
+    keeper.start(0)
+    publisher.is_up = False
+
+    assert keeper.after_step(1) is None
+
+
+def test_an_engine_that_comes_back_gets_the_weights_while_the_trainer_waits() -> None:
+    publisher, announced = FakePublisher(), list[int]()
+    publisher.is_up = False
+    keeper = a_publication(publisher, announced)
+    keeper.start(0)
+    keeper.while_idle()
+    assert announced == []
+
+    publisher.is_up = True
+    keeper.while_idle()
+    keeper.while_idle()
+
+    assert announced == [0]
+
+
+def test_a_resumed_trainer_publishes_nothing_older_than_the_engines_run() -> None:
+    publisher, announced = FakePublisher(), list[int]()
+    keeper = a_publication(publisher, announced, engine_version=7)
+
+    keeper.start(5)
+    keeper.while_idle()
+    versions = [keeper.after_step(version) for version in (6, 7, 8)]
+
+    assert versions == [None, 7, 8]
+    assert publisher.published == [7, 8]
+    assert announced == []
+    assert publisher.checks == 0
+
+
+def test_without_engines_the_version_follows_the_step() -> None:
+    announced: list[int] = []
+    keeper = a_publication(None, announced)
+
+    keeper.start(0)
+
+    assert announced == [0]
+    assert keeper.after_step(1) == 1

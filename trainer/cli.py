@@ -1,0 +1,112 @@
+"""The command `atropos-trainer`. Light to start: torch is imported when there is something to train."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from atroposlib.errors import AtroposError
+
+if TYPE_CHECKING:
+    from trainer.config import GRPOConfig
+
+EXAMPLES = """\
+examples:
+  atropos-trainer --config trainer.yaml
+  atropos-trainer --config trainer.yaml max_steps=50 learning_rate=1e-6
+  atropos-trainer --config trainer.yaml --dry-run
+  atropos-trainer --print-config model_name_or_path=models/SmolLM2-135M-Instruct
+  torchrun --nproc_per_node 2 -m trainer.cli --config trainer.yaml deepspeed=zero2
+
+A run that was stopped goes on from its last checkpoint when the same command is given again.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the trainer; returns the exit status: 0 finished or stopped cleanly, 2 an error that the user can mend."""
+    options = _parser().parse_args(arguments)
+    # Before torch and transformers are imported, which read them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # One line for each HTTP request drowns the one line for each step.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        return _run(options)
+    except AtroposError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="atropos-trainer",
+        description="Train a policy with GRPO on the batches of a rollout server.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="flat YAML file of options")
+    parser.add_argument("--dry-run", action="store_true", help="check the configuration, print it and stop")
+    parser.add_argument("--print-config", action="store_true", help="print every option with its origin and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options that win over the file")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from trainer.config import load_config_with_origins
+
+    config, origins = load_config_with_origins(options.config, options.overrides)
+    if options.dry_run or options.print_config:
+        print(describe(config, origins))
+        return 0
+    return _train(config)
+
+
+def describe(config: GRPOConfig, origins: dict[str, str]) -> str:
+    """The whole configuration as YAML, each key with where its value comes from."""
+    import yaml
+
+    from trainer.config import settable_keys
+
+    lines = []
+    for key in settable_keys():
+        value = "<hidden>" if key.endswith("_token") and getattr(config, key) else _plain(getattr(config, key))
+        text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+        lines.append(f"{key}: {text}  # {origins.get(key, 'default')}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """Enums and other objects of transformers as YAML knows them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "value"):
+        return value.value
+    return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
+
+
+def _train(config: GRPOConfig) -> int:
+    from trainer.grpo_trainer import GRPOTrainer
+
+    trainer = GRPOTrainer(config)
+
+    def stop(number: int, _frame: object) -> None:
+        trainer.request_stop(signal.Signals(number).name)
+        # The second signal is for a trainer that does not come to an end.
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    trainer.train()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Append-only JSON lines: the metrics of each step, and the ledger of which groups it used."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class JsonLines:
+    """A file of one JSON object a line. A line is on disk when `append` returns."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one line. Numbers that JSON has no word for (NaN, infinity) become null."""
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TrainerLedger:
+    """Which groups each step trained on: the trainer's half of the proof that each group counted once.
+
+    A resumed run writes the steps that it repeats again; the last line of a step is the one that counts.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._lines = JsonLines(run_dir / "ledger" / "trainer.jsonl")
+
+    def record(self, step: int, *, groups: Sequence[str], sequences: int, max_staleness: int | None) -> None:
+        """Write down a step, before its acknowledgement."""
+        self._lines.append(
+            {"step": step, "groups": list(groups), "sequences": sequences, "max_staleness": max_staleness}
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()

@@ -1,0 +1,137 @@
+"""The figures of one step: sums over tokens gathered from all ranks, and facts of the batch.
+
+Shapes: M trained tokens of a micro batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.losses import LOG_RATIO_LIMIT
+from trainer.step_batch import StepBatch
+
+_SUMS = ("loss", "tokens", "entropy", "corrected", "kl_k3", "weight", "weight_squared", "truncated")
+_MAXIMA = ("log_ratio", "stop")
+
+
+class TokenSums:
+    """Sums and maxima over the trained tokens of one rank; `gathered` makes them those of all ranks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+        self._maxima = torch.full((len(_MAXIMA),), -torch.inf, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(
+        self,
+        *,
+        loss: Tensor,
+        logprobs_M: Tensor,
+        inference_logprobs_M: Tensor,
+        has_inference_logprobs_M: Tensor,
+        entropies_M: Tensor,
+        weights_M: Tensor,
+        loss_weights_M: Tensor,
+        is_cap: float,
+    ) -> None:
+        """Add a micro batch.
+
+        Args:
+            loss: its part of the batch's loss.
+            weights_M: off-policy weights that were used.
+            loss_weights_M: tokens of weight 0 (an idle pass) do not count.
+        """
+        counts_M = loss_weights_M > 0
+        compared_M = counts_M & has_inference_logprobs_M
+        delta_M = (logprobs_M - inference_logprobs_M)[compared_M].double().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        weight_M = weights_M[compared_M].double()
+        self._sums += torch.stack(
+            [
+                loss.double(),
+                counts_M.sum().double(),
+                entropies_M[counts_M].double().sum(),
+                compared_M.sum().double(),
+                (torch.expm1(delta_M) - delta_M).sum(),
+                weight_M.sum(),
+                weight_M.square().sum(),
+                (delta_M.exp() > is_cap).sum().double(),
+            ]
+        )
+        if len(delta_M):
+            self._maxima[0] = torch.maximum(self._maxima[0], delta_M.max())
+
+    def ask_to_stop(self) -> None:
+        """Let every rank know that this one was told to stop."""
+        self._maxima[1] = 1.0
+
+    def gathered(self) -> TokenFigures:
+        """Sums over all ranks; every rank must call it."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self._sums, op=torch.distributed.ReduceOp.SUM)
+            torch.distributed.all_reduce(self._maxima, op=torch.distributed.ReduceOp.MAX)
+        sums = dict(zip(_SUMS, self._sums.tolist(), strict=True))
+        maxima = dict(zip(_MAXIMA, self._maxima.tolist(), strict=True))
+        tokens, compared = max(sums["tokens"], 1.0), max(sums["corrected"], 1.0)
+        return TokenFigures(
+            loss=sums["loss"],
+            entropy=sums["entropy"] / tokens,
+            mismatch_kl_k3=sums["kl_k3"] / compared,
+            mismatch_ratio_max=float(np.exp(maxima["log_ratio"])),
+            truncated_frac=sums["truncated"] / compared,
+            ess=sums["weight"] ** 2 / max(compared * sums["weight_squared"], 1e-30),
+            should_stop=maxima["stop"] > 0,
+        )
+
+
+@dataclass(frozen=True)
+class TokenFigures:
+    """What the forward passes of a step say, over all ranks."""
+
+    loss: float
+    entropy: float
+    """Mean, nats."""
+    mismatch_kl_k3: float
+    """Mean of exp(d) - d - 1 with d = trainer's logprob - engine's, nats."""
+    mismatch_ratio_max: float
+    truncated_frac: float
+    """Tokens whose importance ratio is over the cap."""
+    ess: float
+    """Effective sample size as a share of the tokens: (sum w)^2 / (n sum w^2)."""
+    should_stop: bool
+    """Some rank was told to stop."""
+
+    def as_metrics(self) -> dict[str, float]:
+        """Under their names in metrics.jsonl."""
+        return {
+            "loss/pg": self.loss,
+            "entropy": self.entropy,
+            "mismatch/kl_k3": self.mismatch_kl_k3,
+            "mismatch/ratio_max": self.mismatch_ratio_max,
+            "is/truncated_frac": self.truncated_frac,
+            "ess": self.ess,
+        }
+
+
+def batch_metrics(batch: StepBatch) -> dict[str, float]:
+    """What the batch itself says, under the names in metrics.jsonl. Lengths are in tokens."""
+    rewards = np.concatenate(batch.rewards)
+    completions = np.array([sequence.completion_tokens for sequence in batch.sequences])
+    staleness: Sequence[int] = batch.staleness() or [0]
+    return {
+        "reward/mean": float(rewards.mean()),
+        "reward/std": float(rewards.std()),
+        "frac_reward_zero_std": float(np.mean([np.ptp(group) < 1e-6 for group in batch.rewards])),
+        "staleness/mean": float(np.mean(staleness)),
+        "staleness/max": float(max(staleness)),
+        "completion/mean": float(completions.mean()),
+        "completion/p95": float(np.percentile(completions, 95)),
+        "completion/truncated_frac": float(np.mean([sequence.is_truncated for sequence in batch.sequences])),
+        "tokens/step": float(batch.trained_tokens),
+        "tokens/forward": float(sum(len(s.tokens_L) for s in batch.sequences if s.trained_tokens)),
+        "n_sequences": float(len(batch.sequences)),
+    }

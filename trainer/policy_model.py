@@ -1,0 +1,125 @@
+"""Load the policy, check that it can be trained here, save it, and walk over its weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from atroposlib.errors import ConfigError
+from trainer.logprobs import PackedPolicy
+
+log = logging.getLogger(__name__)
+
+
+def load_policy(
+    model_name_or_path: str,
+    *,
+    torch_dtype: str,
+    attn_implementation: str,
+    trust_remote_code: bool,
+    logprob_chunk_size: int,
+) -> PackedPolicy:
+    """Load a causal language model for training.
+
+    Args:
+        torch_dtype: of the weights that the optimizer updates: float32, bfloat16.
+        logprob_chunk_size: see PackedPolicy.
+    Raises:
+        ConfigError: there is no such model, or its logprobs cannot be computed here.
+    """
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(
+            model_name_or_path,
+            dtype=getattr(torch, torch_dtype),
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"cannot load model_name_or_path={model_name_or_path!r}: {str(error).splitlines()[0]}\n"
+            "hint: give a folder with config.json and model.safetensors, or the id of a model on the Hub"
+        ) from error
+    return build_policy(lm, logprob_chunk_size=logprob_chunk_size)
+
+
+def build_policy(lm: Any, *, logprob_chunk_size: int) -> PackedPolicy:
+    """Make a model that is already in memory trainable: no dropout, and logprobs that agree with its own logits.
+
+    Raises:
+        ConfigError: the model does something to its logits after the output layer.
+    """
+    _disable_dropout(lm)
+    policy = PackedPolicy(lm, chunk_size=logprob_chunk_size)
+    _check_logprobs(policy)
+    return policy
+
+
+class PolicyWeights:
+    """The weights as (Hugging Face name, tensor) pairs. Can be gone through any number of times.
+
+    A tied output layer comes once, under the name of the embedding.
+    """
+
+    def __init__(self, policy: PackedPolicy) -> None:
+        self._policy = policy
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._policy.lm.named_parameters():
+            yield name, parameter.detach()
+
+
+class PolicySaver:
+    """Writes plain Hugging Face folders: the weights under the model's own names, and its tokenizer.
+
+    Args:
+        tokenizer_name_or_path: where the tokenizer comes from; None for none.
+    """
+
+    def __init__(self, tokenizer_name_or_path: str | None, *, trust_remote_code: bool = False) -> None:
+        self._tokenizer = None
+        if tokenizer_name_or_path is None:
+            return
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_name_or_path, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError):
+            log.warning("no tokenizer in %s: checkpoints will have none either", tokenizer_name_or_path)
+
+    def save(self, policy: PackedPolicy, folder: Path) -> None:
+        """Write the folder; AutoModelForCausalLM.from_pretrained loads it."""
+        policy.lm.save_pretrained(folder)
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(folder)
+
+
+def _disable_dropout(lm: Any) -> None:
+    # The engine samples without dropout; training with it would compare two different policies.
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+@torch.no_grad()
+def _check_logprobs(policy: PackedPolicy) -> None:
+    lm = policy.lm
+    ids_1T = torch.arange(1, 9, device=lm.device)[None] % lm.config.vocab_size
+    positions_1T = torch.arange(8, device=lm.device)[None]
+    was_training = lm.training
+    lm.eval()
+    own_logits_TV = lm(input_ids=ids_1T, position_ids=positions_1T, use_cache=False).logits[0].float()
+    expected_M = own_logits_TV.log_softmax(-1)[torch.arange(7), ids_1T[0, 1:]]
+    found_M, _ = policy(ids_1T, positions_1T, positions_1T[0, :7], ids_1T[0, 1:], torch.ones(7, device=lm.device))
+    lm.train(was_training)
+    difference = float((expected_M - found_M).abs().max())
+    if difference > (1e-3 if lm.dtype == torch.float32 else 0.05):
+        raise ConfigError(
+            f"model type {lm.config.model_type!r} changes its logits after the output layer (logprobs differ by "
+            f"{difference:.2g} nats), for example by soft-capping or scaling; this trainer does not support that yet"
+        )

@@ -1,0 +1,1 @@
+"""Weight sync: from a running trainer into running inference servers."""

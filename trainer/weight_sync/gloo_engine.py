@@ -1,0 +1,133 @@
+"""The vLLM worker's side of a weight transfer over gloo. vLLM loads it through `vllm_plugin.register`.
+
+Buckets are staged in host memory and loaded together at the commit, so a trainer that dies half way leaves
+the old weights whole. That costs one more copy of the weights in host memory, for the time of a transfer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.distributed import ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from trainer.weight_sync import gloo_group
+from trainer.weight_sync.buckets import TensorSpec, lay_out
+
+
+@dataclass
+class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
+    """Where the trainer (rank 0) waits, and this server's place among the ranks."""
+
+    master_address: str
+    master_port: int
+    rank_offset: int
+    world_size: int
+    timeout_s: float
+    """Of the meeting, and of each later broadcast."""
+
+
+@dataclass
+class GlooUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """One bucket, or the order to load what has come (`commit`)."""
+
+    sequence: int = 0
+    names: list[str] = field(default_factory=list)
+    dtype_names: list[str] = field(default_factory=list)
+    shapes: list[list[int]] = field(default_factory=list)
+    commit: bool = False
+
+
+class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
+    """Receives buckets of weights from the trainer and loads them when all are there."""
+
+    init_info_cls = GlooInitInfo
+    update_info_cls = GlooUpdateInfo
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._store: TCPStore | None = None
+        self._group: ProcessGroupGloo | None = None
+        self._timeout_s = 0.0
+        self._staged: list[tuple[str, torch.Tensor]] = []
+
+    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+        """Join the trainer's group, leaving that of an earlier trainer."""
+        self.shutdown()
+        parallel = self.parallel_config
+        rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
+        store = gloo_group.reach_store(init_info.master_address, init_info.master_port, timeout_s=init_info.timeout_s)
+        store.add(gloo_group.JOINING, 1)
+        self._group = gloo_group.open_group(
+            store,
+            rank=rank,
+            world_size=init_info.world_size,
+            address=gloo_group.local_address_towards(init_info.master_address),
+            timeout_s=init_info.timeout_s,
+        )
+        self._store = store
+        self._timeout_s = init_info.timeout_s
+
+    def start_weight_update(self) -> None:
+        """Begin with nothing staged. The model is touched at the commit, not before."""
+        self._staged.clear()
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Take one bucket, or commit."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        """Stage one bucket; on `commit`, load all that is staged."""
+        if update_info.commit:
+            staged, self._staged = self._staged, []
+            self._load(staged)
+            return
+        if self._group is None or self._store is None:
+            raise RuntimeError("this engine has met no trainer since it started: post /init_weight_transfer_engine")
+        columns = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
+        bucket = lay_out([TensorSpec(name, dtype_name, tuple(shape)) for name, dtype_name, shape in columns])
+        buffer = torch.empty(bucket.size_bytes, dtype=torch.uint8)
+        self._store.add(gloo_group.bucket_counter(update_info.sequence), 1)
+        gloo_group.broadcast(self._group, buffer, timeout_s=self._timeout_s).wait()
+        for slot in bucket.slots:
+            dtype = getattr(torch, slot.spec.dtype_name)
+            tensor = buffer[slot.offset_bytes : slot.end_bytes].view(dtype).view(slot.spec.shape)
+            self._staged.append((slot.spec.name, tensor))
+
+    def finish_weight_update(self) -> None:
+        """End the update. Before a commit this abandons it: the old weights stay."""
+        self._staged.clear()
+
+    def shutdown(self) -> None:
+        """Leave the trainer's group."""
+        self._group = None
+        self._store = None
+        self._staged.clear()
+
+    def _load(self, staged: list[tuple[str, torch.Tensor]]) -> None:
+        initialize_layerwise_reload(self.model)
+        try:
+            self.model.load_weights(iter(staged))
+        except BaseException:
+            self._forget_unfinished_layers()
+            raise
+        finally:
+            finalize_layerwise_reload(self.model, self.model_config)
+
+    def _forget_unfinished_layers(self) -> None:
+        """Let `finalize` put the old tensors back where a layer has only some of its new ones."""
+        for layer in self.model.modules():
+            info = get_layerwise_info(layer)
+            if info.can_load():
+                info.loaded_weights.clear()
+                info.load_numel = 0

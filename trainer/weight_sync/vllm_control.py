@@ -1,0 +1,111 @@
+"""The RL routes of one vLLM server: pause, weight transfer, versions. Every call has a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from trainer.weight_sync.errors import ServerSyncError
+from trainer.weight_sync.states import Edge
+
+
+class VllmControl:
+    """Speaks to one vLLM server started with `VLLM_SERVER_DEV_MODE=1`. Safe to use from several threads.
+
+    Every method raises `ServerSyncError` when the server does not answer in time or answers with an error.
+
+    Args:
+        url: of the server; a trailing `/v1` is dropped.
+        transport: replaces the network in tests.
+    """
+
+    def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._http = httpx.Client(
+            base_url=self.url,
+            transport=transport,
+            # After an error in a worker vLLM resets the connection, so none is used twice. A publication
+            # makes a dozen calls; a connection for each costs nothing.
+            limits=httpx.Limits(max_keepalive_connections=0),
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        """Drop the connections."""
+        self._http.close()
+
+    def health(self, *, timeout_s: float) -> None:
+        """Return if the engine behind the server is alive and answers."""
+        self._call("GET", "/health", Edge.ATTACH, timeout_s)
+
+    def world_size(self, *, timeout_s: float) -> int:
+        """Return the number of workers behind this server, data parallel ones included."""
+        return int(self._call("GET", "/get_world_size", Edge.ATTACH, timeout_s)["world_size"])
+
+    def is_paused(self, *, timeout_s: float) -> bool:
+        """Return whether generation is paused."""
+        return bool(self._call("GET", "/is_paused", Edge.ATTACH, timeout_s)["is_paused"])
+
+    def pause(self, *, timeout_s: float) -> None:
+        """Freeze requests in flight; they go on after `resume`.
+
+        vLLM also drops its prefix cache and the frozen requests' KV, and computes them again after the
+        resume: no token is sampled from keys and values of two policies.
+        """
+        self._call("POST", "/pause", Edge.PAUSE, timeout_s, params={"mode": "keep"})
+
+    def resume(self, *, timeout_s: float) -> None:
+        """Let generation go on."""
+        self._call("POST", "/resume", Edge.RESUME, timeout_s)
+
+    def init_transfer(self, init_info: Mapping[str, Any], *, timeout_s: float) -> None:
+        """Make the workers join the trainer's group. Blocks until all ranks have met."""
+        self._call(
+            "POST",
+            "/init_weight_transfer_engine",
+            Edge.ATTACH,
+            timeout_s,
+            json={"init_info": dict(init_info)},
+        )
+
+    def start_update(self, *, timeout_s: float) -> None:
+        """Open an update."""
+        self._call("POST", "/start_weight_update", Edge.SEND, timeout_s)
+
+    def update_weights(self, update_info: Mapping[str, Any], *, timeout_s: float) -> None:
+        """Make the workers receive what `update_info` describes. Blocks until they have it."""
+        self._call("POST", "/update_weights", Edge.SEND, timeout_s, json={"update_info": dict(update_info)})
+
+    def finish_update(self, weight_version: str | None, *, timeout_s: float) -> None:
+        """Close the update and, unless None, name the version that the server now runs."""
+        body = {} if weight_version is None else {"weight_version": weight_version}
+        self._call("POST", "/finish_weight_update", Edge.SEND, timeout_s, json=body)
+
+    def reset_prefix_cache(self, *, timeout_s: float) -> None:
+        """Forget keys and values computed under other weights, those of frozen requests included."""
+        answer = self._call(
+            "POST", "/reset_prefix_cache", Edge.VERIFY, timeout_s, params={"reset_running_requests": "true"}
+        )
+        if not answer["success"]:
+            raise ServerSyncError(self.url, Edge.VERIFY, "it did not let go of its prefix cache")
+
+    def weight_version(self, *, timeout_s: float) -> str:
+        """Return the version that the server says it runs; `default` for the weights it was started with."""
+        return str(self._call("GET", "/weight_info", Edge.VERIFY, timeout_s)["weight_version"])
+
+    def _call(self, method: str, path: str, edge: Edge, timeout_s: float, **request: Any) -> dict[str, Any]:
+        try:
+            # httpx's timeout is for each read and write; these answers are one small packet.
+            response = self._http.request(method, path, timeout=timeout_s, **request)
+        except httpx.TimeoutException:
+            raise ServerSyncError(self.url, edge, f"{path} did not answer within {timeout_s:.3g} s") from None
+        except httpx.TransportError as error:
+            raise ServerSyncError(self.url, edge, f"{path}: {type(error).__name__}: {error}") from error
+        if response.is_error:
+            hint = "; was it started with VLLM_SERVER_DEV_MODE=1?" if response.status_code == 404 else ""
+            raise ServerSyncError(
+                self.url, edge, f"{path} answered {response.status_code}{hint} {response.text[:300]}".strip()
+            )
+        return dict(response.json()) if response.content else {}
