@@ -93,8 +93,11 @@ def _plain(value: Any) -> Any:
 
 
 def _train(config: GRPOConfig) -> int:
+    from transformers.utils.logging import disable_progress_bar
+
     from trainer.grpo_trainer import GRPOTrainer
 
+    disable_progress_bar()
     trainer = GRPOTrainer(config)
 
     def stop(number: int, _frame: object) -> None:

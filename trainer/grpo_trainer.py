@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from atroposlib.client import RolloutClient
-from atroposlib.errors import AtroposError
+from atroposlib.errors import AtroposError, ServerUnreachableError
 from atroposlib.wire.models import RunInfo, RunRequest
 from trainer import checkpoints
 from trainer.batch_stream import BatchStream, Client
@@ -116,6 +116,11 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             output = super().train(resume_from_checkpoint=str(found[0]) if found else None)
             self._finish()
             return output
+        except ServerUnreachableError as error:
+            if self._stop_reason is None:
+                raise
+            log.warning("stopped by %s: %s", self._stop_reason, error)
+            return None
         finally:
             self._close()
 
@@ -403,6 +408,12 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         finally:
             self.model = wrapper
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # A tied output layer is not in the file because the embedding is.
+        own = {name for name, _ in self.model.named_parameters()}
+        missing = [name for name in load_result.missing_keys if name in own]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
 
 class _Hooks(TrainerCallback):  # type: ignore[misc]

@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
+    # It asks the rollout server twice a second.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     console = Console()
     console.print(f"run folder: {folder.path}", soft_wrap=True, highlight=False)
     try:

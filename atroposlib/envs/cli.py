@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from atroposlib.client import RolloutClient
 from atroposlib.envs.base import BaseEnv
-from atroposlib.envs.options import Resolved, RootOptions, UsageError, resolve, type_name
+from atroposlib.envs.options import Resolved, RootOptions, UsageError, describe, resolve, type_name
 from atroposlib.envs.process import process
 from atroposlib.envs.records import RunRecords
 from atroposlib.envs.runner import EnvRunner
@@ -152,7 +152,7 @@ def _option_lines(model: BaseModel, prefix: str) -> list[str]:
     for name, info in type(model).model_fields.items():
         default = getattr(model, name)
         lines.append(f"  --{prefix}{name} {type_name(info.annotation)}")
-        lines.append(f"        {info.description or ''} (default: {default!r})".replace("         (", "        ("))
+        lines.append(f"        {describe(type(model), name)} (default: {default!r})")
     return lines
 
 

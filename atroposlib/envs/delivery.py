@@ -79,20 +79,21 @@ def wire_group(
     )
 
 
-def _logprobs(group: ScoredDataGroup, known: Sequence[Origin | None], loss_masks: list[list[int]]) -> list[list[float]]:
-    """The engine's logprobs where a token is trained, 0.0 elsewhere."""
-    given: Sequence[list[float] | None] = group.get("inference_logprobs") or [
-        origin.logprobs if origin else None for origin in known
-    ]
+def _logprobs(
+    group: ScoredDataGroup, known: Sequence[Origin | None], loss_masks: list[list[int]]
+) -> list[list[float]] | None:
+    """The engine's logprobs where a token is trained, 0.0 elsewhere; None when they are known of no sequence."""
+    given: Sequence[list[float] | None]
+    given = group.get("inference_logprobs") or [origin.logprobs if origin else None for origin in known]
+    if all(row is None for row in given):
+        return None
     rows: list[list[float]] = []
     for i, (row, mask) in enumerate(zip(given, loss_masks, strict=True)):
-        if row is None:
+        if row is None or len(row) != len(mask):
             raise GroupFormatError(
-                f"sequence {i} has no inference_logprobs and was not sampled by a managed server; sample with "
+                f"sequence {i}: {0 if row is None else len(row)} inference_logprobs for {len(mask)} tokens; sample with "
                 "self.server.managed_server(...) and pass each node's tokens unchanged, or set group['inference_logprobs']"
             )
-        if len(row) != len(mask):
-            raise GroupFormatError(f"sequence {i}: {len(row)} inference_logprobs for {len(mask)} tokens")
         rows.append([value if bit else 0.0 for value, bit in zip(row, mask, strict=True)])
     return rows
 

@@ -163,8 +163,14 @@ def resolve_servers(default: Servers, from_file: Any, from_flags: Mapping[str, A
     if not changes:
         return default
     if not isinstance(default, list):
-        cls = APIServerConfig if changes.get("base_url") else type(default)
-        return validate(cls, {**default.model_dump(), **changes}, "--openai.")
+        shared = {**default.model_dump(), **changes}
+        if isinstance(default, APIServerConfig):
+            return validate(APIServerConfig, shared, "--openai.")
+        return (
+            [validate(APIServerConfig, shared, "--openai.")]
+            if changes.get("base_url")
+            else validate(ServerBaseline, shared, "--openai.")
+        )
     kept = default[:1] if changes.get("base_url") else default
     return [validate(APIServerConfig, {**server.model_dump(), **changes}, "--openai.") for server in kept]
 
@@ -176,8 +182,8 @@ def validate(model: type[M], values: Mapping[str, Any], prefix: str) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        info = model.model_fields.get(str(first["loc"][0])) if first["loc"] else None
-        hint = f"{prefix}{name}: {info.description}" if info and info.description else None
+        description = describe(model, str(first["loc"][0])) if first["loc"] else ""
+        hint = f"{prefix}{name}: {description}" if description else None
         text = f"{prefix}{name} {first['input']!r}: {first['msg']}" if name else first["msg"]
         raise UsageError(text, hint) from error
 
@@ -234,6 +240,12 @@ def _known_keys(section: Any, known: Any, where: str) -> None:
 def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {prefix}{near[0]}?" if near else "--help lists every option"
+
+
+def describe(model: type[BaseModel], name: str) -> str:
+    """What a field means. A subclass that only gives a new default keeps its base's words."""
+    fields = (cls.model_fields.get(name) for cls in model.__mro__ if issubclass(cls, BaseModel))
+    return next((info.description for info in fields if info is not None and info.description), "")
 
 
 def type_name(annotation: Any) -> str:

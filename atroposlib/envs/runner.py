@@ -315,7 +315,7 @@ class EnvRunner:
         """Return what is held, close what is open; never longer than a moment."""
         try:
             async with asyncio.timeout(FAREWELL_S):
-                await self._tickets.give_all_back("shutdown")
+                await self._tickets.leave("shutdown")
         except (AtroposError, TimeoutError) as error:
             log.warning("could not return tickets, they will expire: %s", error)
         self._records.metrics(self._snapshot())

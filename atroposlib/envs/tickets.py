@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 20.0
 """How long the server may hold a request for tickets: also how soon an idle environment hears that the run is over."""
+LAST_ANSWER_S = 1.0
+"""How long leaving waits for polls on their way."""
 MAX_TICKETS_PER_REQUEST = 1024
 MAX_TICKETS_PER_UPDATE = 4096
 
@@ -47,6 +49,7 @@ class TicketBook:
         self._sequences = sequences
         self._held: dict[str, EnvInfo] = {}
         """With the registration that each belongs to: after a new one the old tickets are void."""
+        self._polls: dict[asyncio.Task[TicketGrant], EnvInfo] = {}
         self._period_s = 5.0
         self.lost = 0
         """Tickets that were void when they should have been renewed."""
@@ -65,14 +68,19 @@ class TicketBook:
                 count=min(count, MAX_TICKETS_PER_REQUEST),
                 wait_s=POLL_S,
             )
+            poll = asyncio.create_task(self._office.request_tickets(request))
+            self._polls[poll] = info
             try:
-                grant = await self._office.request_tickets(request)
+                # Shielded: who stops waiting must not lose tickets that the server may grant; leave() sees to them.
+                grant = await asyncio.shield(poll)
             except (UnknownEnvError, NoRunError) as error:
+                del self._polls[poll]
                 await self._membership.rejoin(info, error)
                 continue
-            for ticket in grant.tickets:
-                self._held[ticket.ticket] = info
-                self._period_s = ticket.deadline_s / 3
+            except Exception:
+                del self._polls[poll]
+                raise
+            self._take(poll)
             return info, grant
 
     def used(self, ticket: Ticket) -> None:
@@ -95,9 +103,28 @@ class TicketBook:
             for ticket in some:
                 self._held.pop(ticket, None)
 
-    async def give_all_back(self, reason: str) -> None:
-        """Return everything that is held."""
-        await self.give_back(list(self._held), reason)
+    async def leave(self, reason: str) -> None:
+        """Return everything that is held, and what polls that nobody waits for any more still bring."""
+        try:
+            await self.give_back(list(self._held), reason)
+            if self._polls:
+                # The server gives the places just returned to a poll that still waits there. Hear it out.
+                answered, _ = await asyncio.wait(self._polls, timeout=LAST_ANSWER_S)
+                for poll in answered:
+                    if poll.exception() is None:
+                        self._take(poll)
+                await self.give_back(list(self._held), reason)
+        finally:
+            for poll in self._polls:
+                poll.cancel()
+            await asyncio.gather(*self._polls, return_exceptions=True)
+            self._polls.clear()
+
+    def _take(self, poll: asyncio.Task[TicketGrant]) -> None:
+        info = self._polls.pop(poll)
+        for ticket in poll.result().tickets:
+            self._held[ticket.ticket] = info
+            self._period_s = ticket.deadline_s / 3
 
     async def keep_alive(self) -> None:
         """Renew what is held, well before the deadlines, for ever."""

@@ -212,7 +212,8 @@ class Child:
             policy.max_restarts if self._has_been_ready else min(policy.max_restarts_before_ready, policy.max_restarts)
         )
         how = _how_it_ended(returncode)
-        explanation = self.explanation()
+        # Who was killed had no time to write why; the last lines of its log are about something else.
+        explanation = "" if returncode in (-signal.SIGKILL, -signal.SIGTERM) else self.explanation()
         is_usage_error = returncode == USAGE_STATUS and not self._was_ready
         if is_usage_error or recent >= limit:
             self.state = "failed"

@@ -201,7 +201,8 @@ def _draw_times(axes: Axes, steps: Sequence[Line], summary: Summary) -> None:
     columns = [[float(line.get(key) or 0.0) for line in rows] for key, _, _ in parts]
     colours = [colour for _, _, colour in parts]
     axes.stackplot(x, columns, labels=[label for _, label, _ in parts], colors=colours, alpha=0.75, step="mid")
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(parts), borderaxespad=0.2)
+    axes.set_ylim(top=1.25 * max(sum(step) for step in zip(*columns, strict=True)) or 1.0)
+    axes.legend(loc="upper right", ncols=len(parts))
     axes.margins(x=0)
     return _whole_steps(axes)
 

@@ -93,7 +93,7 @@ class Overlap:
     wall_s: float
     """From the first training process's first wait for a batch to its last step."""
     sampling_busy_s: float | None
-    """Seconds with at least one generation in flight."""
+    """Seconds with at least one generation in flight, by the environments' samples of about every 2 s."""
     training_busy_s: float
     """Seconds in forward, backward, optimizer and weight push."""
     sum_s: float | None
@@ -119,8 +119,21 @@ def overlap(metrics: Sequence[Line], env_metrics: Sequence[Line]) -> Overlap | N
 
 
 def _busy_s(env_metrics: Sequence[Line], begin: float, end: float) -> float | None:
-    lines = [line for line in env_metrics if "busy_s" in line and begin <= float(line.get("time", begin)) <= end]
-    return sum(float(line["busy_s"]) for line in lines) if lines else None
+    """Seconds between begin and end with a request in flight in any environment; None when none was counted.
+
+    The state at the end of an interval stands for the interval: right on average, however long the bursts are.
+    """
+    samples = [line for line in env_metrics if "env/requests_in_flight" in line and "time" in line]
+    if not samples:
+        return None
+    in_flight: dict[str, bool] = {}
+    busy, last = 0.0, begin
+    for line in sorted(samples, key=lambda line: float(line["time"])):
+        at = min(max(float(line["time"]), begin), end)
+        in_flight[str(line.get("env", ""))] = bool(line["env/requests_in_flight"])
+        busy += (at - last) * any(in_flight.values())
+        last = at
+    return busy
 
 
 @dataclass(frozen=True)

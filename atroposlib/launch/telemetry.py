@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from atroposlib.client import RolloutClient
@@ -16,8 +17,8 @@ from atroposlib.launch.run_folder import RunFolder
 from atroposlib.wire.models import Status
 
 STATUS_TIMEOUT_S = 2.0
-# A rate older than this describes the past.
-FRESH_S = 30.0
+# Sampling comes in bursts: its rate is taken over this long.
+RATE_WINDOW_S = 30.0
 
 
 class Telemetry:
@@ -38,7 +39,7 @@ class Telemetry:
         """Of this session, newest last."""
         self._refreshed = asyncio.Event()
         self._env_seen_at: dict[str, float] = {}
-        self._env_lines: dict[str, Line] = {}
+        self._sampled: dict[str, deque[tuple[float, float]]] = defaultdict(deque)
         self._metrics_tail = JsonlTail(folder.metrics)
         self._env_tail = JsonlTail(folder.env_metrics)
 
@@ -58,17 +59,15 @@ class Telemetry:
 
     @property
     def sampling_tokens_per_s(self) -> float | None:
-        """Of all environments together."""
-        now = time.time()
-        fresh = [line for line in self._env_lines.values() if now - float(line.get("time", now)) < FRESH_S]
-        rates = [float(line["tokens_per_s"]) for line in fresh if line.get("tokens_per_s") is not None]
+        """Of all environments together; None before the first tokens."""
+        rates = [_rate(points) for points in self._sampled.values()]
         return sum(rates) if rates else None
 
     @property
     def training_tokens_per_s(self) -> float | None:
-        """Of the latest step, while it trained."""
+        """Prompt and completion, through forward and backward, of the latest step while it trained."""
         latest = self.latest
-        tokens, seconds = latest.get("tokens/step"), latest.get("time/train_s")
+        tokens, seconds = latest.get("tokens/forward", latest.get("tokens/step")), latest.get("time/train_s")
         return float(tokens) / float(seconds) if tokens and seconds else None
 
     @property
@@ -104,7 +103,8 @@ class Telemetry:
         if new := self._metrics_tail.new_lines():
             self.steps = surviving_history([*self.steps, *new])
         for line in self._env_tail.new_lines():
-            self._env_lines[str(line.get("env", line.get("env_name", "")))] = line
+            if isinstance(tokens := line.get("env/sampled_tokens"), int | float):
+                self._take_sampled(str(line.get("env", "")), float(line.get("time", time.time())), float(tokens))
 
     async def poll(self, url: str, *, every_s: float = 0.5) -> None:
         """Refresh for ever. A server that does not answer leaves the last state standing."""
@@ -128,6 +128,14 @@ class Telemetry:
             self.trainer_seen_at = time.time() - status.trainer_last_seen_s
         self._env_seen_at = {env.name: time.time() - env.last_seen_s for env in status.envs}
 
+    def _take_sampled(self, env: str, at: float, tokens: float) -> None:
+        points = self._sampled[env]
+        if points and tokens < points[-1][1]:
+            points.clear()  # the environment was started again and counts from 0
+        points.append((at, tokens))
+        while at - points[0][0] > RATE_WINDOW_S:
+            points.popleft()
+
     def env_seen_at(self, name: str) -> float:
         """Unix time of the environment's last call to the rollout server; 0 before it."""
         return self._env_seen_at.get(name, 0.0)
@@ -135,3 +143,9 @@ class Telemetry:
     def on_event(self, event: dict[str, Any]) -> None:
         """Remember an event for the view."""
         self.events.append(event)
+
+
+def _rate(points: Sequence[tuple[float, float]]) -> float:
+    """Growth a second, from the first of the points to the last."""
+    seconds = points[-1][0] - points[0][0]
+    return (points[-1][1] - points[0][1]) / seconds if seconds > 0 else 0.0

@@ -26,6 +26,8 @@ STATE_STYLES: dict[State, str] = {
     "stopped": "bright_black",
     "failed": "bold red",
 }
+# Terminals of fewer columns get a narrower layout.
+NARROW = 104
 # Events that are news to a reader of plain lines; starts and orderly ends are in the event log.
 NEWS = frozenset({"phase", "ready", "died", "failed", "finished", "restart_ordered", "evaluated", "warning"})
 
@@ -63,7 +65,12 @@ def render(telemetry: Telemetry, *, width: int = 100) -> RenderableType:
     """The whole view, from one look at the state."""
     return Panel(
         Group(
-            _progress(telemetry), Text(), _figures(telemetry, width), Text(), _processes(telemetry), _news(telemetry)
+            _progress(telemetry),
+            Text(),
+            _figures(telemetry, width),
+            Text(),
+            _processes(telemetry, width),
+            _news(telemetry),
         ),
         title=f"[bold]atropos up[/]  {telemetry.folder.run_id}",
         subtitle=f"[dim]{telemetry.folder.path}   Ctrl-C ends every process[/]",
@@ -89,44 +96,54 @@ def _progress(telemetry: Telemetry) -> RenderableType:
 
 def _figures(telemetry: Telemetry, width: int) -> RenderableType:
     latest, status = telemetry.latest, telemetry.status
+    rewards = telemetry.series("reward/mean")
+    staleness_max = max(telemetry.series("staleness/max"), default=None)
+    version = status.policy_version if status and status.policy_version >= 0 else None
+    figures: list[tuple[str, RenderableType]] = [
+        ("reward", Text(number(rewards[-1] if rewards else None), style="bold green")),
+        ("sampling", number(telemetry.sampling_tokens_per_s, 0, unit="tok/s")),
+        ("staleness", f"{number(latest.get('staleness/mean'), 2)} (max {number(staleness_max, 0)})"),
+        ("policy version", number(version)),
+        ("length", number(latest.get("completion/mean"), 1, unit="tok")),
+        ("training", number(telemetry.training_tokens_per_s, 0, unit="tok/s")),
+        ("mismatch KL", number(latest.get("mismatch/kl_k3"), 5)),
+        ("queue", f"{status.queued_sequences} sequences" if status else "-"),
+    ]
+    columns = 4 if width >= NARROW else 2
     table = Table.grid(padding=(0, 2))
-    for _ in range(4):
+    for _ in range(columns):
         table.add_column(style="dim", no_wrap=True)
         table.add_column(no_wrap=True)
-    rewards = telemetry.series("reward/mean")
-    reward = Text(number(rewards[-1] if rewards else None), style="bold green")
-    staleness_max = max(telemetry.series("staleness/max"), default=None)
-    queue = f"{status.queued_sequences} sequences" if status else "-"
-    table.add_row(
-        *("reward", reward),
-        *("sampling", number(telemetry.sampling_tokens_per_s, 0, unit="tok/s")),
-        *("staleness", f"{number(latest.get('staleness/mean'), 2)} (max {number(staleness_max, 0)})"),
-        *("policy version", number(status.policy_version if status and status.policy_version >= 0 else None)),
-    )
-    table.add_row(
-        *("length", number(latest.get("completion/mean"), 1, unit="tok")),
-        *("training", number(telemetry.training_tokens_per_s, 0, unit="tok/s")),
-        *("mismatch KL", number(latest.get("mismatch/kl_k3"), 5)),
-        *("queue", queue),
-    )
-    curve = Text(sparkline(rewards, max(10, width - 24)), style="green")
-    label = Text("reward curve  ", style="dim")
-    return Group(table, Text(), Text.assemble(label, curve if rewards else Text("after the first step", style="dim")))
+    for row in range(0, len(figures), columns):
+        table.add_row(*(cell for figure in figures[row : row + columns] for cell in figure))
+    return Group(table, Text(), _reward_curve(rewards, width))
 
 
-def _processes(telemetry: Telemetry) -> RenderableType:
+def _reward_curve(rewards: Sequence[float], width: int) -> RenderableType:
+    if not rewards:
+        return Text("reward curve  after the first step", style="dim")
+    shown = rewards[-max(10, width - 44) :]
+    return Text.assemble(
+        ("reward curve  ", "dim"),
+        (sparkline(shown, len(shown)), "green"),
+        (f"  {number(min(shown), 2)} to {number(max(shown), 2)}", "dim"),
+    )
+
+
+def _processes(telemetry: Telemetry, width: int) -> RenderableType:
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim", expand=True)
-    for heading in ("process", "state", "restarts", "pid"):
+    headings = ["process", "state", "restarts", "pid"] if width >= NARROW else ["process", "state", "restarts"]
+    for heading in headings:
         table.add_column(heading, no_wrap=True)
     table.add_column("doing", ratio=1, no_wrap=True, overflow="ellipsis")
     for child in telemetry.children.values():
-        table.add_row(
+        cells: list[RenderableType] = [
             child.name,
             Text(child.state, style=STATE_STYLES[child.state]),
             Text(str(child.restarts), style="bold red" if child.restarts else "dim"),
             Text(str(child.pid or ""), style="dim"),
-            telemetry.waits_for(child),
-        )
+        ]
+        table.add_row(*cells[: len(headings)], telemetry.waits_for(child))
     return table
 
 

@@ -1,0 +1,1 @@
+"""Helpers for tests of environments: a mock inference server, a tokenizer without a model."""

@@ -185,12 +185,23 @@ def test_overlap_compares_wall_time_with_both_busy_times() -> None:
         {"time": 20.0, "time/step_s": 10.0, "time/train_s": 7.0, "time/sync_s": 1.0},
         {"time": 30.0, "time/step_s": 10.0, "time/train_s": 8.0, "time/sync_s": 1.0},
     ]
-    env = [{"time": 5.0, "busy_s": 99.0}, {"time": 15.0, "busy_s": 6.0}, {"time": 25.0, "busy_s": 8.0}]
+    in_flight = {2.0: 8, 12.0: 8, 16.0: 8, 18.0: 0, 24.0: 3, 40.0: 0}
+    env = [{"time": at, "env": "a", "env/requests_in_flight": count} for at, count in in_flight.items()]
 
     result = overlap(metrics, env)
 
     assert result is not None
-    assert (result.wall_s, result.sampling_busy_s, result.training_busy_s, result.sum_s) == (20.0, 14.0, 17.0, 31.0)
+    assert (result.wall_s, result.sampling_busy_s, result.training_busy_s, result.sum_s) == (20.0, 12.0, 17.0, 29.0)
+
+
+def test_two_environments_that_sample_at_once_are_busy_once() -> None:
+    metrics = [{"time": 10.0, "time/step_s": 10.0}]
+    env = [{"time": at, "env": name, "env/requests_in_flight": 1} for at in (5.0, 10.0) for name in "ab"]
+
+    result = overlap(metrics, env)
+
+    assert result is not None
+    assert result.sampling_busy_s == 10.0
 
 
 def test_overlap_does_not_invent_what_was_not_measured() -> None:

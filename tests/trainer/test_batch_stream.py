@@ -46,7 +46,7 @@ def test_batches_come_in_order_and_each_is_leased_once() -> None:
     with a_stream(server) as stream:
         batches = [stream.get(step) for step in range(3)]
 
-    assert [[group.group_id for group in batch or []][0] for batch in batches] == [f"step{s}-group0" for s in range(3)]
+    assert [(batch or [])[0].group_id for batch in batches] == [f"step{s}-group0" for s in range(3)]
     assert server.said("lease") == [("lease", 0), ("lease", 1), ("lease", 2)]
 
 

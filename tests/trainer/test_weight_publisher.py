@@ -44,6 +44,8 @@ class FakeVllm:
         engine = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # keeps connections open, as vLLM does
+
             def do_GET(self) -> None:
                 self._answer({})
 
@@ -283,6 +285,7 @@ def test_a_server_restarted_between_two_publications_is_served_again(
 
     assert result.failed == ()
     assert all(runs(fake, "2") for fake in servers)
+    assert servers[0].calls.count("/pause") == 2  # noticed beforehand: no attempt was wasted
 
 
 def test_a_server_restarted_before_the_first_publication_is_served(
@@ -447,7 +450,7 @@ def test_the_control_client_speaks_the_routes_of_vllm() -> None:
     control.reset_prefix_cache(timeout_s=1)
 
     assert seen == [
-        ("POST", "http://engine:8000/pause?mode=keep", None),
+        ("POST", "http://engine:8000/pause?mode=keep&clear_cache=true", None),
         ("POST", "http://engine:8000/init_weight_transfer_engine", {"init_info": {"rank_offset": 1}}),
         ("POST", "http://engine:8000/update_weights", {"update_info": {"commit": True}}),
         ("POST", "http://engine:8000/finish_weight_update", {"weight_version": "5"}),
@@ -456,6 +459,21 @@ def test_the_control_client_speaks_the_routes_of_vllm() -> None:
     assert control.world_size(timeout_s=1) == 4
     assert control.is_paused(timeout_s=1)
     assert control.weight_version(timeout_s=1) == "3"
+
+
+def test_requests_in_flight_keep_their_keys_and_values_if_nothing_is_to_be_recomputed() -> None:
+    seen: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(str(request.url.query, "ascii"))
+        return httpx.Response(200, json={"success": False})
+
+    control = control_with(handler)
+    control.pause(recompute=False, timeout_s=1)
+    is_empty = control.reset_prefix_cache(recompute=False, timeout_s=1)
+
+    assert seen == ["mode=keep&clear_cache=false", "reset_running_requests=false"]
+    assert not is_empty
 
 
 def test_a_slow_server_is_an_error_that_names_server_edge_and_deadline() -> None:

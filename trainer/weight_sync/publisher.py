@@ -63,6 +63,10 @@ class WeightPublisher:
         timeout_s: for one transfer. A publication tries three times at most.
         bucket_bytes: of weights sent together.
         dtype: the servers' own; floating-point weights are converted to it on the way.
+        recompute: let requests in flight compute their keys and values again under the new weights, so that
+            no token comes from a mixture of policies. Costs a prefill of all of them at every publication.
+            Without it the next tokens attend to keys and values of the old policy, and so may requests that
+            begin with the same prompt.
     """
 
     def __init__(
@@ -72,12 +76,14 @@ class WeightPublisher:
         timeout_s: float = 60.0,
         bucket_bytes: int = 64 * 2**20,
         dtype: torch.dtype = torch.bfloat16,
+        recompute: bool = True,
     ) -> None:
         if not servers:
             raise ValueError("a weight publisher needs at least one inference server")
         self._deadlines = Deadlines.within(timeout_s)
         self._bucket_bytes = bucket_bytes
         self._dtype = dtype
+        self._recompute = recompute
         controls = [VllmControl(url) for url in servers]
         self._controls = {control.url: control for control in controls}
         # Calls of a failed attempt linger until their deadline; the next attempt must not queue behind them.
@@ -182,7 +188,7 @@ class WeightPublisher:
         start = time.monotonic()
         try:
             state = advance(state, Edge.PAUSE)
-            _, unpaused = self._each(controls, lambda c: c.pause(timeout_s=limits.pause_s))
+            _, unpaused = self._each(controls, lambda c: c.pause(recompute=self._recompute, timeout_s=limits.pause_s))
             if unpaused:
                 raise TransferError(Edge.PAUSE, "", unpaused)
             state = advance(state, Edge.SEND)
@@ -206,7 +212,9 @@ class WeightPublisher:
         reported = control.weight_version(timeout_s=self._deadlines.verify_s)
         if reported != weight_version:
             raise ServerSyncError(control.url, Edge.VERIFY, f"it reports version {reported!r}, not {weight_version!r}")
-        control.reset_prefix_cache(timeout_s=self._deadlines.verify_s)
+        is_empty = control.reset_prefix_cache(recompute=self._recompute, timeout_s=self._deadlines.verify_s)
+        if self._recompute and not is_empty:
+            raise ServerSyncError(control.url, Edge.VERIFY, "it did not let go of its prefix cache")
         return reported
 
     def _who_is_there(self, controls: Sequence[VllmControl]) -> tuple[list[Member], dict[str, ServerSyncError]]:

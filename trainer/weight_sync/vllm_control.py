@@ -48,13 +48,15 @@ class VllmControl:
         """Return whether generation is paused."""
         return bool(self._call("GET", "/is_paused", Edge.ATTACH, timeout_s)["is_paused"])
 
-    def pause(self, *, timeout_s: float) -> None:
+    def pause(self, *, recompute: bool = True, timeout_s: float) -> None:
         """Freeze requests in flight; they go on after `resume`.
 
-        vLLM also drops its prefix cache and the frozen requests' KV, and computes them again after the
-        resume: no token is sampled from keys and values of two policies.
+        Args:
+            recompute: also drop the prefix cache and the frozen requests' keys and values, which are then
+                computed again under the weights of that time. Otherwise frozen requests keep theirs.
         """
-        self._call("POST", "/pause", Edge.PAUSE, timeout_s, params={"mode": "keep"})
+        params = {"mode": "keep", "clear_cache": "true" if recompute else "false"}
+        self._call("POST", "/pause", Edge.PAUSE, timeout_s, params=params)
 
     def resume(self, *, timeout_s: float) -> None:
         """Let generation go on."""
@@ -83,13 +85,17 @@ class VllmControl:
         body = {} if weight_version is None else {"weight_version": weight_version}
         self._call("POST", "/finish_weight_update", Edge.SEND, timeout_s, json=body)
 
-    def reset_prefix_cache(self, *, timeout_s: float) -> None:
-        """Forget keys and values computed under other weights, those of frozen requests included."""
-        answer = self._call(
-            "POST", "/reset_prefix_cache", Edge.VERIFY, timeout_s, params={"reset_running_requests": "true"}
-        )
-        if not answer["success"]:
-            raise ServerSyncError(self.url, Edge.VERIFY, "it did not let go of its prefix cache")
+    def reset_prefix_cache(self, *, recompute: bool = True, timeout_s: float) -> bool:
+        """Forget keys and values computed under other weights.
+
+        Args:
+            recompute: those of frozen requests too. Otherwise they stay, and with them the cache, while any are.
+        Returns:
+            Whether the cache is empty now.
+        """
+        params = {"reset_running_requests": "true" if recompute else "false"}
+        answer = self._call("POST", "/reset_prefix_cache", Edge.VERIFY, timeout_s, params=params)
+        return bool(answer["success"])
 
     def weight_version(self, *, timeout_s: float) -> str:
         """Return the version that the server says it runs; `default` for the weights it was started with."""

@@ -36,6 +36,7 @@ async def serve(options: dict[str, str]) -> None:
     ledger.parent.mkdir(exist_ok=True)
     async with RolloutClient(options["env.rollout_server_url"]) as client:
         info = await client.register_env(EnvRequest(name=name, group_size=size))
+        sampled = 0
         while True:
             request = TicketRequest(env_id=info.env_id, session=info.session, sequences=size, wait_s=2.0)
             grant = await client.request_tickets(request)
@@ -57,7 +58,13 @@ async def serve(options: dict[str, str]) -> None:
                 with ledger.open("a") as file:
                     file.write(json.dumps({"group_id": group.group_id, "sequences": size}) + "\n")
                 with (run_dir / "env_metrics.jsonl").open("a") as file:
-                    line = {"time": time.time(), "env": name, "tokens_per_s": 100.0, "busy_s": 0.05}
+                    sampled += 2 * size
+                    line = {
+                        "time": time.time(),
+                        "env": name,
+                        "env/sampled_tokens": sampled,
+                        "env/requests_in_flight": size,
+                    }
                     file.write(json.dumps(line) + "\n")
                 await asyncio.sleep(0.05)
 

@@ -1,0 +1,247 @@
+"""The command line of an environment, in the user's words."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+from pydantic import Field
+
+from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, ServerBaseline
+from atroposlib.envs.cli import main
+from atroposlib.envs.options import UsageError, resolve
+from atroposlib.envs.server_handling.server_manager import server_list
+from atroposlib.errors import AtroposError
+from tests.envs.fakes import a_scored_group
+
+
+class Flavour(Enum):
+    SWEET = "SWEET"
+    SOUR = "SOUR"
+
+
+class TaskConfig(BaseEnvConfig):
+    tokenizer_name: str | None = None
+    bias: float = 0.0
+    words: list[str] = Field(default=["a"], description="Words to use.")
+    numbers: list[int] = Field(default=[])
+    flavour: Flavour = Flavour.SWEET
+    limits: dict[str, int] = Field(default={})
+    maybe: int | None = 3
+    max_token_length: int = 64
+
+
+class TaskEnv(BaseEnv):
+    """A task for tests."""
+
+    name: ClassVar[str | None] = "task"
+    env_config_cls = TaskConfig
+    servers: ClassVar[Any] = [APIServerConfig(base_url="http://default:1/v1", model_name="m", server_type="vllm")]
+
+    @classmethod
+    def config_init(cls) -> tuple[TaskConfig, Any]:
+        return TaskConfig(group_size=16, total_steps=3), cls.servers
+
+    async def get_next_item(self) -> int:
+        return 1
+
+    async def collect_trajectories(self, item: int) -> Any:
+        return a_scored_group(), []
+
+    async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        return {"heldout_reward": 0.25}
+
+
+class TwoServers(TaskEnv):
+    servers: ClassVar[Any] = [APIServerConfig(base_url=f"http://s{i}:1/v1", model_name="m") for i in range(2)]
+
+
+class Baseline(TaskEnv):
+    servers: ClassVar[Any] = ServerBaseline(timeout=7)
+
+
+def env_of(*argv: str) -> Any:
+    return resolve(TaskEnv, argv, mode_defaults={}).env
+
+
+def servers_of(cls: type[BaseEnv], *argv: str) -> Any:
+    return resolve(cls, argv, mode_defaults={}).servers
+
+
+def test_both_spellings_of_a_flag() -> None:
+    for argv in (["--group_size", "8"], ["--env.group_size", "8"], ["--group_size=8"], ["--env.group-size=8"]):
+        assert env_of(*argv).group_size == 8
+    assert env_of().group_size == 16, "config_init's value, not the class's"
+
+
+def test_values_keep_their_meaning() -> None:
+    config = env_of(
+        "--total_steps", "-1", "--bias", "-0.5", "--words", "x", "y z", "--numbers", "[1, 2]", "--flavour", "SOUR",
+        "--limits", '{"a": 1}', "--maybe", "None", "--use_wandb", "--include_messages", "false",
+    )  # fmt: skip
+
+    assert (config.total_steps, config.bias, config.words, config.numbers) == (-1, -0.5, ["x", "y z"], [1, 2])
+    assert (config.flavour, config.limits, config.maybe, config.use_wandb, config.include_messages) == (
+        Flavour.SOUR,
+        {"a": 1},
+        None,
+        True,
+        False,
+    )
+    assert env_of("--wandb_name", "None").wandb_name is None
+
+
+def test_flags_win_over_the_file_over_config_init(tmp_path: Path) -> None:
+    file = tmp_path / "env.yaml"
+    file.write_text(yaml.safe_dump({"env": {"group_size": 4, "total_steps": 9}, "openai": {"model_name": "from-file"}}))
+
+    resolved = resolve(
+        TaskEnv, ["--config", str(file), "--group_size", "2"], mode_defaults={"total_steps": 5, "bias": 1.5}
+    )
+    env: Any = resolved.env
+    [server] = server_list(resolved.servers)
+
+    assert (env.group_size, env.total_steps, env.bias) == (2, 9, 1.5)
+    assert server.model_name == "from-file"
+    assert server.base_url == "http://default:1/v1"
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+
+    assert env_of("--config", str(tmp_path / "empty.yaml")).group_size == 16
+
+
+def test_what_a_dry_run_prints_can_be_given_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(TaskEnv, ["serve", "--group_size", "2", "--openai.model_name", "other", "--dry-run"])
+    printed = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(printed)
+
+    again = resolve(TaskEnv, ["--config", str(tmp_path / "again.yaml")], mode_defaults={})
+
+    assert yaml.safe_load(printed)["env"]["group_size"] == 2
+    assert again.as_yaml() == printed
+
+
+def test_a_base_url_means_exactly_one_server() -> None:
+    for cls in (TaskEnv, TwoServers, Baseline):
+        [server] = servers_of(cls, "--openai.base_url", "http://x:9/v1")
+        assert server.base_url == "http://x:9/v1"
+    assert servers_of(Baseline, "--openai.base_url", "http://x:9/v1")[0].timeout == 7
+
+
+def test_other_server_options_change_every_server() -> None:
+    assert [server.model_name for server in servers_of(TwoServers, "--openai.model_name", "n")] == ["n", "n"]
+    assert servers_of(Baseline, "--openai.timeout", "3") == ServerBaseline(timeout=3)
+
+
+def test_a_file_may_list_several_servers(tmp_path: Path) -> None:
+    file = tmp_path / "env.yaml"
+    file.write_text(
+        yaml.safe_dump({"openai": [{"base_url": "http://a/v1"}, {"base_url": "http://b/v1", "weight": 1.0}]})
+    )
+
+    assert [server.base_url for server in servers_of(TaskEnv, "--config", str(file))] == ["http://a/v1", "http://b/v1"]
+    with pytest.raises(UsageError, match="which of the file's servers"):
+        servers_of(TaskEnv, "--config", str(file), "--openai.model_name", "n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "hint"),
+    [
+        (["serve", "--group_sise", "8"], "unknown option --group_sise", "did you mean --group_size?"),
+        (["serve", "--openai.base_uri", "x"], "unknown option --openai.base_uri", "--openai.base_url"),
+        (["serve", "--group_size", "many"], "--group_size 'many'", "Sequences per group"),
+        (["serve", "--group_size", "0"], "--group_size '0'", "Sequences per group"),
+        (["serve", "--group_size"], "--group_size needs a value", "--group_size VALUE"),
+        (["serve", "--group_size", "1", "2"], "--group_size takes one value", "quote"),
+        (["serve", "8"], "unexpected argument '8'", "--group_size 8"),
+        (["serve", "--flavour", "BITTER"], "--flavour 'BITTER'", ""),
+        (["serve", "--config", "/nowhere.yaml"], "cannot read --config /nowhere.yaml", ""),
+        (["train"], "unknown command 'train'", "serve, process, evaluate"),
+    ],
+)
+def test_a_mistake_is_named_with_a_hint_and_status_2(
+    argv: list[str], error: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(TaskEnv, argv)
+
+    stderr = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert stderr.startswith(f"error: {error}")
+    assert hint in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("env: {group_sise: 1}", "group_size"), ("group_size: 1", "unknown key"), ("- 1", "must hold"), ("{", "not YAML")],
+)
+def test_a_mistake_in_the_file_is_named_too(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+
+    with pytest.raises(SystemExit) as exit_info:
+        main(TaskEnv, ["serve", "--config", str(tmp_path / "bad.yaml")])
+
+    assert exit_info.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_lists_every_option_with_its_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(TaskEnv, ["serve", "--help"])
+
+    text = capsys.readouterr().out
+    assert exit_info.value.code == 0
+    for name, info in TaskConfig.model_fields.items():
+        assert f"--{name} " in text
+        assert (info.description or "") in text
+    assert BaseEnvConfig.model_fields["max_token_length"].description in text, "a new default keeps the words"  # type: ignore[operator]
+    for name in APIServerConfig.model_fields:
+        assert f"--openai.{name} " in text
+    assert "(default: 16)" in text
+    assert "examples:" in text
+
+
+def test_the_constructor_ignores_what_it_does_not_know() -> None:
+    assert TaskConfig(score_buffer_size=3).group_size == 4  # type: ignore[call-arg]
+
+
+def test_evaluate_writes_the_upstream_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(TaskEnv, ["evaluate", "--data_dir_to_save_evals", str(tmp_path / "evals")])
+
+    report = json.loads((tmp_path / "evals" / "metrics.json").read_text())
+    assert report["results"]["all"] == report["results"]["atropos|task_eval|0"] == {"heldout_reward": 0.25}
+    assert report["config_general"]["model_name"] == "m"
+    assert yaml.safe_load((tmp_path / "evals" / "evaluate_config.yaml").read_text())["env"]["group_size"] == 16
+
+
+def test_process_writes_as_many_groups_as_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "groups.jsonl"
+    path.write_text("an earlier file\n")
+
+    main(TaskEnv, ["process", "--group_size", "2", "--data_path_to_save_groups", str(path)])
+
+    groups = [json.loads(line) for line in (tmp_path / "groups_1.jsonl").read_text().splitlines()]
+    assert len(groups) == 3
+    assert groups[0]["scores"] == [0.0, 1.0]
+    assert path.read_text() == "an earlier file\n"
+
+
+def test_a_failed_run_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    class NoData(TaskEnv):
+        async def setup(self) -> None:
+            raise AtroposError("the data folder is empty")
+
+    with pytest.raises(SystemExit) as exit_info:
+        main(NoData, ["serve"])
+
+    assert exit_info.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: the data folder is empty"

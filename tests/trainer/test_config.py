@@ -1,0 +1,130 @@
+"""Options are checked whole at start, and every error says what to change."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atroposlib.errors import ConfigError
+from trainer.config import REFUSED, GRPOConfig, load_config, settable_keys
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> str:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    return str(folder)
+
+
+def a_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "trainer.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_overrides_win_over_the_file(tmp_path: Path, model_dir: str) -> None:
+    path = a_file(tmp_path, f"model_name_or_path: {model_dir}\nmax_steps: 7\nlearning_rate: 1e-5\n")
+
+    config = load_config(path, ["max_steps=9"])
+
+    assert (config.max_steps, config.learning_rate) == (9, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1e-6", 1e-6), ("1.5E-3", 1.5e-3), ("2e2", 200.0), ("1", 1.0), ("0.5", 0.5)]
+)
+def test_numbers_are_read_as_numbers(model_dir: str, text: str, expected: float) -> None:
+    config = load_config(None, [f"model_name_or_path={model_dir}", f"learning_rate={text}"])
+
+    assert config.learning_rate == expected
+
+
+def test_names_and_folders_follow_the_run_folder(model_dir: str) -> None:
+    config = load_config(None, [f"model_name_or_path={model_dir}", "run_dir=runs/demo"])
+
+    assert (config.run_name, config.output_dir) == ("demo", "runs/demo/checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("temprature=1", "unknown key 'temprature' in the command line; did you mean 'temperature'?"),
+        ("xyzzy=1", "unknown key 'xyzzy' in the command line; see --print-config"),
+        ("num_train_epochs=3", "key 'num_train_epochs' in the command line has no use in this trainer: use max_steps"),
+        ("learning_rate=fast", "learning_rate in the command line should be a valid number"),
+        ("max_steps=1.5", "max_steps in the command line should be a valid integer"),
+        ("loss_type=grpo", "loss_type in the command line should be 'ppo_clip' or 'reinforce', is 'grpo'"),
+        ("learning_rate", "'learning_rate' is not key=value"),
+        ("learning_rate=[", "the value of 'learning_rate=[' is not YAML"),
+        ("batch_size=0", "batch_size must be at least 1, is 0"),
+        ("temperature=0", "temperature must be over 0, is 0"),
+        ("group_size=7", "batch_size=64 is no multiple of group_size=7"),
+        ("loss_aggregation=constant", "give both or neither"),
+        ("max_completion_length=9", "give both or neither"),
+        ("inference_servers=[http://h:1/v1]", "should be a base URL"),
+        ("inference_servers=h:1", "inference_servers in the command line should be a valid list"),
+        ("save_total_limit=1", "save_total_limit must be at least 2"),
+        ("deepspeed=zero9", "deepspeed='zero9' is neither a preset (zero1, zero2) nor a file"),
+        ("deepspeed={zero_optimization: {stage: 3}}", "ZeRO stage 3 is not supported yet; use zero2"),
+        ("optim=adamm", "adamm is not a valid OptimizerNames"),
+        ("model_name_or_path=./nowhere", "does not exist (looked in"),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_to_do(model_dir: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [f"model_name_or_path={model_dir}", override])
+
+    assert message in str(caught.value)
+
+
+def test_a_wrong_key_in_a_file_names_the_file(tmp_path: Path) -> None:
+    path = a_file(tmp_path, "max_step: 3\n")
+
+    with pytest.raises(ConfigError, match=f"unknown key 'max_step' in {path}; did you mean 'max_steps'"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n- b\n", "must hold keys and values"), ("a: [", "is not YAML")], ids=["list", "broken"]
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(a_file(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read config file .*none.yaml: No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_missing_model_is_an_error_before_anything_is_loaded() -> None:
+    with pytest.raises(ConfigError, match="model_name_or_path is missing"):
+        load_config(None)
+
+
+def test_every_refused_key_exists_and_is_not_offered() -> None:
+    known = {f.name for f in fields(GRPOConfig)}
+
+    assert set(REFUSED) <= known
+    assert not set(REFUSED) & set(settable_keys())
+
+
+def test_each_own_option_is_read_somewhere() -> None:
+    """No inert keys: each option that we add to transformers' own occurs in the code beside its definition."""
+    inherited = {f.name for base in GRPOConfig.__mro__[1:] for f in getattr(base, "__dataclass_fields__", {}).values()}
+    own = {f.name for f in fields(GRPOConfig)} - inherited
+    package = Path(__file__).parents[2] / "trainer"
+    code = "\n".join(path.read_text() for path in package.glob("*.py") if path.name != "config.py")
+
+    assert [name for name in own if f"config.{name}" not in code and f"args.{name}" not in code] == []
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2"])
+def test_the_deepspeed_presets_are_named_by_their_stage(name: str) -> None:
+    from trainer.deepspeed_presets import preset
+
+    values: dict[str, Any] = preset(name)
+    assert values["zero_optimization"]["stage"] == int(name[-1])

@@ -1,0 +1,74 @@
+"""Small modules that write things down: JSON lines, checkpoint markers, the step's clock, wandb's mode."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.fakes import a_config
+from trainer import checkpoints
+from trainer.ledger import JsonLines
+from trainer.step_clock import StepClock
+from trainer.tracking import prepare_tracking
+
+
+def test_a_line_is_on_disk_when_append_returns(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "deep" / "x.jsonl")
+
+    lines.append({"a": 1, "b": float("nan"), "c": float("inf")})
+
+    assert json.loads((tmp_path / "deep" / "x.jsonl").read_text()) == {"a": 1, "b": None, "c": None}
+    lines.close()
+
+
+def test_a_file_that_exists_is_continued(tmp_path: Path) -> None:
+    for step in range(2):
+        lines = JsonLines(tmp_path / "x.jsonl")
+        lines.append({"step": step})
+        lines.close()
+
+    assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 2
+
+
+def test_only_a_marked_checkpoint_counts(tmp_path: Path) -> None:
+    for step in (2, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-final").mkdir()
+    assert checkpoints.last_complete(tmp_path) is None
+
+    for step in (2, 10):
+        checkpoints.mark_complete(tmp_path / f"checkpoint-{step}", step=step, run_name="r")
+
+    assert checkpoints.last_complete(tmp_path) == (tmp_path / "checkpoint-10", 10)
+
+
+def test_the_clock_adds_up_phases() -> None:
+    clock = StepClock()
+    clock.start("wait")
+    time.sleep(0.02)
+    clock.start("train")
+    seconds = clock.finish()
+
+    assert seconds["time/wait_s"] >= 0.02
+    assert seconds["time/sync_s"] == 0.0
+    assert seconds["time/step_s"] == pytest.approx(seconds["time/wait_s"] + seconds["time/train_s"])
+    assert clock.finish()["time/step_s"] == 0.0
+
+
+@pytest.mark.parametrize(("key", "mode"), [("", "offline"), ("k" * 40, None)])
+def test_wandb_without_a_key_stays_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, mode: str | None
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_DIR"):
+        monkeypatch.setenv(name, "x")  # so that it is restored afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    prepare_tracking(a_config(tmp_path, report_to=["wandb"]))
+
+    assert os.environ.get("WANDB_MODE") == mode

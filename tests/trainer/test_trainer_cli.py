@@ -1,0 +1,96 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.trainer.fakes import tiny_llama
+from trainer.cli import main
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trainer.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_ends_with_examples_and_does_not_load_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "trainer.cli", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert "atropos-trainer --config trainer.yaml" in done.stdout.split("examples:")[1]
+    assert not [line for line in done.stderr.splitlines() if line.split("|")[-1].strip() in ("torch", "transformers")]
+
+
+def test_an_error_is_one_line_without_a_traceback_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["temprature=1"])
+
+    assert status == 2
+    assert (
+        capsys.readouterr().err == "error: unknown key 'temprature' in the command line; did you mean 'temperature'?\n"
+    )
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_of_the_user(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+
+    status = main([f"model_name_or_path={tmp_path / 'model'}", f"run_dir={tmp_path}"])
+
+    assert status == 2
+    assert "error: cannot load model_name_or_path" in capsys.readouterr().err
+
+
+def test_print_config_is_yaml_that_says_where_each_value_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trainer.yaml"
+    path.write_text(f"model_name_or_path: {tmp_path}\nrollout_server_token: secret\n")
+
+    status = main(["--config", str(path), "--print-config", "max_steps=3"])
+
+    out = capsys.readouterr().out
+    assert status == 0
+    assert "max_steps: 3  # the command line" in out
+    assert f"model_name_or_path: {tmp_path}  # {path}" in out
+    assert "batch_size: 64  # default" in out
+    assert "secret" not in out
+    assert yaml.safe_load(out)["learning_rate"] == 1e-6
+
+
+def test_sigterm_while_waiting_for_the_rollout_server_ends_in_good_time(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "model")
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "trainer.cli", f"model_name_or_path={tmp_path / 'model'}", f"run_dir={tmp_path / 'run'}",
+            "rollout_server_url=http://127.0.0.1:9",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "rollout server does not answer" in line:
+            break
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=60)
+
+    assert time.monotonic() - start < 30
+    assert process.returncode == 0
+    assert "stopped by SIGTERM" in rest
+    assert "Traceback" not in rest
