@@ -21,7 +21,16 @@ _HOMES = {
     "ServerManager": "atroposlib.envs.server_handling.server_manager",
 }
 
-__all__ = ["APIServerConfig", "AtroposError", "BaseEnv", "BaseEnvConfig", "Group", "RolloutClient", "ScoredDataGroup", "ServerManager"]
+__all__ = [
+    "APIServerConfig",
+    "AtroposError",
+    "BaseEnv",
+    "BaseEnvConfig",
+    "Group",
+    "RolloutClient",
+    "ScoredDataGroup",
+    "ServerManager",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -78,7 +78,7 @@ class RolloutClient:
 
     async def open_run(self, request: RunRequest) -> RunInfo:
         """Open a run, or take over the one of the same name."""
-        return await self._call("POST", "/v1/run", request, RunInfo)
+        return await self._post("/v1/run", request, RunInfo)
 
     async def lease(self, step: int, *, session: int, deadline_s: float) -> list[Group]:
         """The batch of a step; waits for it.
@@ -102,20 +102,17 @@ class RolloutClient:
 
     async def ack(self, step: int, *, session: int, policy_version: int | None) -> None:
         """Say that step's optimizer step used its batch."""
-        await self._call(
-            "POST",
-            f"/v1/batches/{step}/ack",
-            AckRequest(session=session, policy_version=policy_version),
-            None,
-        )
+        body = AckRequest(session=session, policy_version=policy_version)
+        await self._send("POST", f"/v1/batches/{step}/ack", json=body.model_dump())
 
     async def commit(self, step: int, *, session: int) -> None:
         """Say that a checkpoint holds the weights after `step` steps."""
-        await self._call("POST", "/v1/commit", CommitRequest(session=session, step=step), None)
+        await self._send("POST", "/v1/commit", json=CommitRequest(session=session, step=step).model_dump())
 
     async def publish_policy(self, policy_version: int, *, session: int) -> None:
         """Register the version that the inference servers report."""
-        await self._call("POST", "/v1/policy", PolicyUpdate(session=session, policy_version=policy_version), None)
+        body = PolicyUpdate(session=session, policy_version=policy_version)
+        await self._send("POST", "/v1/policy", json=body.model_dump())
 
     # Environments
 
@@ -125,7 +122,7 @@ class RolloutClient:
         Raises:
             NoRunError: no trainer has registered.
         """
-        return await self._call("GET", "/v1/run", None, RunInfo)
+        return await self._get("/v1/run", RunInfo)
 
     async def register_env(self, request: EnvRequest) -> EnvInfo:
         """Join the run, or rejoin it under the same name.
@@ -133,19 +130,19 @@ class RolloutClient:
         Raises:
             NoRunError: no trainer has registered.
         """
-        return await self._call("POST", "/v1/envs", request, EnvInfo)
+        return await self._post("/v1/envs", request, EnvInfo)
 
     async def request_tickets(self, request: TicketRequest) -> TicketGrant:
         """Long-poll for leave to start groups."""
-        return await self._call("POST", "/v1/tickets", request, TicketGrant, timeout_s=request.wait_s + 30.0)
+        return await self._post("/v1/tickets", request, TicketGrant, timeout_s=request.wait_s + 30.0)
 
     async def renew_tickets(self, update: TicketUpdate) -> TicketUpdateResult:
         """Move the deadlines of tickets whose rollouts are alive."""
-        return await self._call("POST", "/v1/tickets/renew", update, TicketUpdateResult)
+        return await self._post("/v1/tickets/renew", update, TicketUpdateResult)
 
     async def return_tickets(self, update: TicketUpdate) -> TicketUpdateResult:
         """Give tickets back unused, with the reason."""
-        return await self._call("POST", "/v1/tickets/return", update, TicketUpdateResult)
+        return await self._post("/v1/tickets/return", update, TicketUpdateResult)
 
     async def post_groups(self, groups: Sequence[Group]) -> list[GroupResult]:
         """Deliver groups; a repeated call is answered as duplicates."""
@@ -157,24 +154,19 @@ class RolloutClient:
 
     async def status(self) -> Status:
         """Counters of queue, tickets, environments and trainer."""
-        return await self._call("GET", "/v1/status", None, Status)
+        return await self._get("/v1/status", Status)
 
     async def group_records(self) -> list[GroupRecord]:
         """Where every group of the run is: the server's ledger."""
         response = await self._send("GET", "/v1/groups")
         return TypeAdapter(list[GroupRecord]).validate_json(response.content)
 
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        body: BaseModel | None,
-        answer: type[M] | None,
-        *,
-        timeout_s: float = 30.0,
-    ) -> Any:
-        response = await self._send(method, path, json=None if body is None else body.model_dump(), timeout_s=timeout_s)
-        return None if answer is None else answer.model_validate_json(response.content)
+    async def _get(self, path: str, answer: type[M]) -> M:
+        return answer.model_validate_json((await self._send("GET", path)).content)
+
+    async def _post(self, path: str, body: BaseModel, answer: type[M], *, timeout_s: float = 30.0) -> M:
+        response = await self._send("POST", path, json=body.model_dump(), timeout_s=timeout_s)
+        return answer.model_validate_json(response.content)
 
     async def _send(self, method: str, path: str, *, timeout_s: float = 30.0, **kwargs: Any) -> httpx.Response:
         end = time.monotonic() + max(self.deadline_s, timeout_s)

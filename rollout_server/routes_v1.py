@@ -68,13 +68,14 @@ async def register_env(body: EnvRequest, services: Inject) -> EnvInfo:
 
 
 @router.post("/tickets")
-async def request_tickets(body: TicketRequest, services: Inject) -> TicketGrant:
+async def request_tickets(body: TicketRequest, services: Inject, request: Request) -> TicketGrant:
     """Leave to start groups; waits up to wait_s for a free place."""
     return await poll_until(
         services.capacity,
         lambda: services.store.grant_tickets(body),
         lambda grant: bool(grant.tickets) or grant.is_finished,
         wait_s=body.wait_s,
+        is_gone=request.is_disconnected,
     )
 
 
@@ -114,13 +115,14 @@ async def list_groups(services: Inject) -> list[GroupRecord]:
     },
     response_class=Response,
 )
-async def lease(step: int, body: LeaseRequest, services: Inject) -> Response:
+async def lease(step: int, body: LeaseRequest, services: Inject, request: Request) -> Response:
     """The batch of a step as blobs; the same step gives the same batch. 202 when none came within wait_s."""
     outcome = await poll_until(
         services.queue,
         lambda: services.store.lease(step, body.session),
         lambda outcome: isinstance(outcome, Batch),
         wait_s=body.wait_s,
+        is_gone=request.is_disconnected,
     )
     if isinstance(outcome, Batch):
         return Response(b"".join(outcome.blobs), media_type=GROUPS_MEDIA_TYPE)

@@ -30,9 +30,17 @@ class Signal:
 
 
 async def poll_until(
-    signal: Signal, look: Callable[[], Awaitable[T]], is_done: Callable[[T], bool], *, wait_s: float
+    signal: Signal,
+    look: Callable[[], Awaitable[T]],
+    is_done: Callable[[T], bool],
+    *,
+    wait_s: float,
+    is_gone: Callable[[], Awaitable[bool]],
 ) -> T:
-    """Look, and look again at every change, until the answer will do or wait_s is over; returns the last answer."""
+    """Look, and look again at every change, until the answer will do or wait_s is over; returns the last answer.
+
+    A caller that hung up is not looked for again: what it would be given would be nobody's.
+    """
     loop = asyncio.get_running_loop()
     end = loop.time() + wait_s
     while True:
@@ -44,4 +52,6 @@ async def poll_until(
             async with asyncio.timeout_at(end):
                 await changed.wait()
         except TimeoutError:
+            return answer
+        if await is_gone():
             return answer

@@ -195,6 +195,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             max_staleness=config.max_staleness,
             max_token_len=config.max_token_len,
             num_steps=config.max_steps,
+            start_step=self.state.global_step,
             group_size=config.group_size,
             model_name=config.model_name_or_path,
             checkpoint_dir=str(config.output_dir),

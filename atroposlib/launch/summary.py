@@ -238,13 +238,13 @@ def max_staleness_seen(trained: Sequence[Line], metrics: Sequence[Line]) -> int 
 
 
 def restarts(events: Iterable[Line]) -> dict[str, int]:
-    """Restarts of each process that was ever started."""
+    """Restarts of each process that was ever started; the short-lived ones only when there were any."""
     counts: dict[str, int] = {}
     for event in events:
         if "process" in event:
             counts.setdefault(str(event["process"]), 0)
             counts[str(event["process"])] += event.get("event") == "died"
-    return counts
+    return {name: n for name, n in counts.items() if n or not name.startswith(("check-", "evaluate-"))}
 
 
 def wall_s(events: Sequence[Line]) -> float:

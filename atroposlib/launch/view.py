@@ -177,7 +177,8 @@ class PlainView:
                 self._print(float(event["time"]), str(event["text"]))
         self._events_shown = len(telemetry.events)
         latest = telemetry.latest
-        if telemetry.step and int(latest["step"]) != self._step_shown:
+        is_of_this_session = float(latest.get("time", 0.0)) >= telemetry.started_at
+        if is_of_this_session and int(latest["step"]) != self._step_shown:
             self._step_shown = int(latest["step"])
             self._print(float(latest.get("time", time.time())), step_line(telemetry))
         if time.monotonic() - self._quiet_since > 60:

@@ -74,6 +74,22 @@ async def test_an_environment_that_waits_is_woken_by_the_next_version(client: Ro
     assert len(waiting.result().tickets) == 2
 
 
+async def test_a_caller_that_hung_up_is_given_no_tickets(client: RolloutClient) -> None:
+    session, request = await joined(client)
+    tickets = (await client.request_tickets(request)).tickets
+    await client.post_groups([a_group(ticket=ticket.ticket) for ticket in tickets])
+    await client.lease(0, session=session, deadline_s=5)
+    waiting = asyncio.create_task(client.request_tickets(request))
+    await asyncio.sleep(0.3)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+    await client.ack(0, session=session, policy_version=1)
+    await asyncio.sleep(0.3)
+
+    assert (await client.status()).tickets_outstanding == 0
+
+
 async def test_no_batch_within_the_deadline_says_what_is_missing(client: RolloutClient) -> None:
     session, _ = await joined(client)
 
