@@ -83,7 +83,7 @@ class Guard:
         if 0 in readable:
             order = os.read(0, 4096)
             self._told_to_kill = self._told_to_kill or b"kill" in order
-            pass
+            self._told_to_stop = True
             self._lifeline_is_cut = not order
         self._reap()
 

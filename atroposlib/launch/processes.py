@@ -103,6 +103,7 @@ class Child:
         self._guard: asyncio.subprocess.Process | None = None
         self._has_been_ready = False
         self._was_ready = False
+        self._not_ready_because = ""
         self._log_offset = 0
         self._stop_ordered = False
         self._restart_ordered = False
@@ -213,7 +214,8 @@ class Child:
         )
         how = _how_it_ended(returncode)
         # Who was killed had no time to write why; the last lines of its log are about something else.
-        explanation = "" if returncode in (-signal.SIGKILL, -signal.SIGTERM) else self.explanation()
+        was_killed = returncode in (-signal.SIGKILL, -signal.SIGTERM)
+        explanation = self._not_ready_because or ("" if was_killed else self.explanation())
         is_usage_error = returncode == USAGE_STATUS and not self._was_ready
         if is_usage_error or recent >= limit:
             self.state = "failed"
@@ -264,6 +266,7 @@ class Child:
         self.state, self.waits_for, self.returncode = "starting", "", None
         self.started_at = time.time()
         self._was_ready = False
+        self._not_ready_because = ""
         try:
             return await self._watch(self._guard)
         finally:
@@ -313,7 +316,7 @@ class Child:
         except AtroposError as error:
             log.warning("%s does not become ready: %s", self.name, error)
             if self.returncode is None:
-                self._append_to_log(f"error: {error}\n")
+                self._not_ready_because = str(error)
                 self._tell_guard(b"stop\n")
             return
         self.state, self.waits_for = "running", ""
@@ -325,10 +328,6 @@ class Child:
             process=self.name,
             after_s=round(time.time() - self.started_at, 2),
         )
-
-    def _append_to_log(self, text: str) -> None:
-        with self.log_path.open("a", encoding="utf-8") as file:
-            file.write(text)
 
     def _tell_guard(self, order: bytes) -> bool:
         guard = self._guard
