@@ -269,6 +269,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             hidden_size=self.model.config.get_text_config().hidden_size,
             aggregation=config.loss_aggregation,
             max_completion_length=config.max_completion_length,
+            shares_prompts=self.model.shares_prompts,
         )
 
     def floating_point_ops(self, inputs: RankShare) -> int:
@@ -314,6 +315,8 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         logprobs_M, entropies_M = model(
             micro.input_ids_1T,
             micro.position_ids_1T,
+            micro.segments_1T,
+            micro.prefixes_1T,
             micro.target_positions_M,
             micro.target_ids_M,
             micro.temperatures_M,
@@ -374,6 +377,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         self._stream.ack(batch.step, policy_version=published)
         self._metrics = {
             **batch_metrics(batch),
+            "tokens/forward": float(share.forward_tokens),
             **figures.as_metrics(),
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,

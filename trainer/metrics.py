@@ -132,6 +132,5 @@ def batch_metrics(batch: StepBatch) -> dict[str, float]:
         "completion/p95": float(np.percentile(completions, 95)),
         "completion/truncated_frac": float(np.mean([sequence.is_truncated for sequence in batch.sequences])),
         "tokens/step": float(batch.trained_tokens),
-        "tokens/forward": float(sum(len(s.tokens_L) for s in batch.sequences if s.trained_tokens)),
         "n_sequences": float(len(batch.sequences)),
     }

@@ -7,6 +7,7 @@ Shapes: T tokens of the micro batch, M of them trained.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,16 +20,21 @@ from torch import Tensor
 from atroposlib.wire.columns import Float32
 from trainer.losses import LossAggregation, loss_weights
 from trainer.packing import pack_for_ranks
+from trainer.prompt_sharing import Cluster, cluster
 from trainer.step_batch import StepBatch, TrainSequence
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences laid end to end, for one forward and backward pass."""
+    """Segments laid end to end, for one forward and backward pass: whole sequences, or a prompt and what follows it."""
 
     input_ids_1T: Tensor
     position_ids_1T: Tensor
-    """Restart at 0 with each sequence; that is how attention knows where one ends."""
+    """Place of the token in its sequence."""
+    segments_1T: Tensor
+    """Which segment the token is in."""
+    prefixes_1T: Tensor
+    """The prompt's segment that its own goes on from; its own where there is none."""
     target_positions_M: Tensor
     """Where in T the hidden state lies that predicts the trained token: one before it."""
     target_ids_M: Tensor
@@ -50,6 +56,8 @@ class RankShare:
 
     batch: StepBatch
     micro_batches: tuple[MicroBatch, ...]
+    forward_tokens: int
+    """Tokens that all ranks together compute, prompts that are shared counted once."""
 
 
 def share_of_rank(
@@ -61,12 +69,14 @@ def share_of_rank(
     hidden_size: int,
     aggregation: LossAggregation,
     max_completion_length: int | None,
+    shares_prompts: bool,
 ) -> RankShare:
     """Pack the batch's trained sequences for all ranks and build the tensors of one of them.
 
     Args:
         max_tokens: of a micro batch; a longer sequence gets one of its own.
         hidden_size: of the model, for the balance of cost.
+        shares_prompts: lay the prompt of a group down once.
     """
     weights_N = loss_weights(
         torch.tensor([sequence.trained_tokens for sequence in batch.sequences]),
@@ -75,49 +85,94 @@ def share_of_rank(
         max_completion_length=max_completion_length,
     ).tolist()
     trained = [i for i, sequence in enumerate(batch.sequences) if sequence.trained_tokens]
-    lengths = [len(batch.sequences[i].tokens_L) for i in trained]
-    shares = pack_for_ranks(lengths, capacity=max_tokens, ranks=ranks, hidden_size=hidden_size)
-    micro_batches = []
-    for plan in shares[rank]:
-        indices = [trained[i] for i in plan]
-        micro_batches.append(
-            build_micro_batch([batch.sequences[i] for i in indices], [weights_N[i] for i in indices])
-            if indices
-            else idle_micro_batch()
-        )
-    return RankShare(batch, tuple(micro_batches))
+    whole = sum(len(batch.sequences[i].tokens_L) for i in trained)
+    # No cluster larger than a rank's share: a cluster is not divided any more.
+    clusters = cluster(
+        batch.sequences, trained, capacity=min(max_tokens, -(-whole // ranks)), shares_prompts=shares_prompts
+    )
+    lengths = [part.tokens for part in clusters]
+    plans = pack_for_ranks(lengths, capacity=max_tokens, ranks=ranks, hidden_size=hidden_size)[rank]
+    micro_batches = tuple(
+        build_micro_batch(batch.sequences, [clusters[i] for i in plan], weights_N) if plan else idle_micro_batch()
+        for plan in plans
+    )
+    return RankShare(batch, micro_batches, forward_tokens=sum(lengths))
 
 
-def build_micro_batch(sequences: Sequence[TrainSequence], weights: Sequence[float]) -> MicroBatch:
-    """Lay sequences end to end.
+def build_micro_batch(
+    sequences: Sequence[TrainSequence], clusters: Sequence[Cluster], weights: Sequence[float]
+) -> MicroBatch:
+    """Lay clusters end to end.
 
     Args:
-        sequences: at least one, each with a trained token.
-        weights: what one token of each counts in the loss.
+        sequences: of the batch.
+        clusters: at least one.
+        weights: for each sequence of the batch, what one of its tokens counts in the loss.
     """
-    lengths = [len(sequence.tokens_L) for sequence in sequences]
-    targets_T = np.concatenate([sequence.is_trained_L for sequence in sequences])
-    targets_M = np.flatnonzero(targets_T)
-    tokens_T = np.concatenate([sequence.tokens_L for sequence in sequences]).astype(np.int64)
-    positions_T = np.concatenate([np.arange(length) for length in lengths])
+    layout = _Layout()
+    for part in clusters:
+        layout.add(sequences, part, weights)
+    columns = layout.columns
 
-    def trained(columns: Sequence[npt.NDArray[Any]]) -> Tensor:
-        return torch.from_numpy(np.concatenate(columns)[targets_M].astype(np.float32))
-
-    def constant(values: Sequence[float]) -> Tensor:
-        return trained([np.full(length, value) for length, value in zip(lengths, values, strict=True)])
+    def join(name: str, dtype: type[np.generic]) -> Tensor:
+        return torch.from_numpy(np.concatenate(columns[name]).astype(dtype))
 
     return MicroBatch(
-        input_ids_1T=torch.from_numpy(tokens_T)[None],
-        position_ids_1T=torch.from_numpy(positions_T)[None],
-        target_positions_M=torch.from_numpy(targets_M - 1),
-        target_ids_M=torch.from_numpy(tokens_T[targets_M]),
-        temperatures_M=constant([sequence.temperature for sequence in sequences]),
-        advantages_M=trained([sequence.advantages_L for sequence in sequences]),
-        loss_weights_M=constant(weights),
-        inference_logprobs_M=trained([_or_zeros(s.inference_logprobs_L, len(s.tokens_L)) for s in sequences]),
-        has_inference_logprobs_M=constant([float(s.inference_logprobs_L is not None) for s in sequences]) > 0,
+        input_ids_1T=join("tokens", np.int64)[None],
+        position_ids_1T=join("positions", np.int64)[None],
+        segments_1T=join("segments", np.int64)[None],
+        prefixes_1T=join("prefixes", np.int64)[None],
+        target_positions_M=join("target_positions", np.int64),
+        target_ids_M=join("target_ids", np.int64),
+        temperatures_M=join("temperatures", np.float32),
+        advantages_M=join("advantages", np.float32),
+        loss_weights_M=join("loss_weights", np.float32),
+        inference_logprobs_M=join("inference_logprobs", np.float32),
+        has_inference_logprobs_M=join("has_inference_logprobs", np.bool_),
     )
+
+
+class _Layout:
+    """The columns of a micro batch as they grow."""
+
+    def __init__(self) -> None:
+        self.columns: defaultdict[str, list[npt.NDArray[Any]]] = defaultdict(list)
+        self._tokens = 0
+        self._segments = 0
+
+    def add(self, sequences: Sequence[TrainSequence], part: Cluster, weights: Sequence[float]) -> None:
+        """Lay down the shared prompt, if any, and then the rest of each member."""
+        prompt, start = part.prompt_tokens, self._tokens
+        prefix = self._segment(sequences[part.members[0]].tokens_L[:prompt], first_position=0) if prompt else None
+        for index in part.members:
+            sequence = sequences[index]
+            targets = np.flatnonzero(sequence.is_trained_L)
+            before = targets - 1  # the hidden state there predicts the target
+            places = np.where(before < prompt, start + before, self._tokens + before - prompt)
+            self._segment(sequence.tokens_L[prompt:], first_position=prompt, prefix=prefix)
+            self._targets(sequence, targets, places, weights[index])
+
+    def _segment(self, tokens_L: npt.NDArray[Any], *, first_position: int, prefix: int | None = None) -> int:
+        segment, length = self._segments, len(tokens_L)
+        self.columns["tokens"].append(tokens_L)
+        self.columns["positions"].append(np.arange(first_position, first_position + length))
+        self.columns["segments"].append(np.full(length, segment))
+        self.columns["prefixes"].append(np.full(length, segment if prefix is None else prefix))
+        self._tokens += length
+        self._segments += 1
+        return segment
+
+    def _targets(
+        self, sequence: TrainSequence, targets: npt.NDArray[Any], places: npt.NDArray[Any], weight: float
+    ) -> None:
+        known = sequence.inference_logprobs_L
+        self.columns["target_positions"].append(places)
+        self.columns["target_ids"].append(sequence.tokens_L[targets])
+        self.columns["temperatures"].append(np.full(len(targets), sequence.temperature))
+        self.columns["advantages"].append(sequence.advantages_L[targets])
+        self.columns["loss_weights"].append(np.full(len(targets), weight))
+        self.columns["inference_logprobs"].append(_or_zeros(known, len(sequence.tokens_L))[targets])
+        self.columns["has_inference_logprobs"].append(np.full(len(targets), known is not None))
 
 
 def _or_zeros(column_L: Float32 | None, length: int) -> Float32:
@@ -129,6 +184,8 @@ def idle_micro_batch() -> MicroBatch:
     return MicroBatch(
         input_ids_1T=torch.zeros(1, 2, dtype=torch.int64),
         position_ids_1T=torch.arange(2)[None],
+        segments_1T=torch.zeros(1, 2, dtype=torch.int64),
+        prefixes_1T=torch.zeros(1, 2, dtype=torch.int64),
         target_positions_M=torch.zeros(1, dtype=torch.int64),
         target_ids_M=torch.zeros(1, dtype=torch.int64),
         temperatures_M=torch.ones(1),

@@ -115,7 +115,16 @@ def _check_logprobs(policy: PackedPolicy) -> None:
     lm.eval()
     own_logits_TV = lm(input_ids=ids_1T, position_ids=positions_1T, use_cache=False).logits[0].float()
     expected_M = own_logits_TV.log_softmax(-1)[torch.arange(7), ids_1T[0, 1:]]
-    found_M, _ = policy(ids_1T, positions_1T, positions_1T[0, :7], ids_1T[0, 1:], torch.ones(7, device=lm.device))
+    segments_1T = torch.zeros_like(ids_1T)
+    found_M, _ = policy(
+        ids_1T,
+        positions_1T,
+        segments_1T,
+        segments_1T,
+        positions_1T[0, :7],
+        ids_1T[0, 1:],
+        torch.ones(7, device=lm.device),
+    )
     lm.train(was_training)
     difference = float((expected_M - found_M).abs().max())
     if difference > (1e-3 if lm.dtype == torch.float32 else 0.05):

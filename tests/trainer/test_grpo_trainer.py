@@ -28,6 +28,7 @@ from trainer.grpo_trainer import GRPOTrainer
 from trainer.logprobs import PackedPolicy
 from trainer.losses import token_losses, truncated_importance_weights
 from trainer.micro_batch import build_micro_batch, share_of_rank
+from trainer.prompt_sharing import cluster
 from trainer.step_batch import build_step_batch
 
 
@@ -142,7 +143,7 @@ def test_metrics_say_what_the_batch_was(tmp_path: Path) -> None:
     assert first["reward/std"] == 0.5
     assert first["completion/mean"] == 2.5
     assert first["completion/truncated_frac"] == 0.5
-    assert (first["tokens/step"], first["tokens/forward"], first["n_sequences"]) == (5, 9, 2)
+    assert (first["tokens/step"], first["tokens/forward"], first["n_sequences"]) == (5, 7, 2)
     assert (first["staleness/max"], second["staleness/max"]) == (0, 1)
     # The engine claims e^-1 for each token, the random model gives about 1/32: the ratio is far below the cap.
     assert first["is/truncated_frac"] == 0.0
@@ -317,6 +318,7 @@ def test_idle_passes_add_exactly_nothing() -> None:
             hidden_size=16,
             aggregation="token_mean",
             max_completion_length=None,
+            shares_prompts=True,
         )
         for rank in range(4)
     ]
@@ -324,10 +326,17 @@ def test_idle_passes_add_exactly_nothing() -> None:
     policy = PackedPolicy(tiny_llama(), chunk_size=4)
 
     logprobs, _ = policy(
-        idle.input_ids_1T, idle.position_ids_1T, idle.target_positions_M, idle.target_ids_M, idle.temperatures_M
+        idle.input_ids_1T,
+        idle.position_ids_1T,
+        idle.segments_1T,
+        idle.prefixes_1T,
+        idle.target_positions_M,
+        idle.target_ids_M,
+        idle.temperatures_M,
     )
     (logprobs * idle.loss_weights_M).sum().backward()
 
     # Every parameter takes part, so that no collective misses one.
     assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
-    assert build_micro_batch(batch.sequences, [1.0, 1.0]).loss_weights_M.all()
+    whole = cluster(batch.sequences, [0, 1], capacity=100, shares_prompts=True)
+    assert build_micro_batch(batch.sequences, whole, [1.0, 1.0]).loss_weights_M.all()

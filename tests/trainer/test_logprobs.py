@@ -27,11 +27,14 @@ def reference(lm: Any, tokens: list[int], temperature: float) -> tuple[Tensor, T
 def packed(policy: PackedPolicy, sequences: list[list[int]], temperatures: list[float]) -> tuple[Tensor, Tensor]:
     tokens = [token for sequence in sequences for token in sequence]
     positions = [i for sequence in sequences for i in range(len(sequence))]
+    segments = torch.tensor([[i for i, sequence in enumerate(sequences) for _ in sequence]])
     targets = [i for i, position in enumerate(positions) if position > 0]
     of_token = [t for sequence, t in zip(sequences, temperatures, strict=True) for _ in sequence]
     result: tuple[Tensor, Tensor] = policy(
         torch.tensor([tokens]),
         torch.tensor([positions]),
+        segments,
+        segments,
         torch.tensor(targets, dtype=torch.int64) - 1,
         torch.tensor([tokens[i] for i in targets], dtype=torch.int64),
         torch.tensor([of_token[i] for i in targets]),

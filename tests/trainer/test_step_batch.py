@@ -13,12 +13,17 @@ from tests.trainer.fakes import a_group, random_groups
 from trainer.errors import StalenessError, TrainerError
 from trainer.metrics import batch_metrics
 from trainer.micro_batch import MicroBatch, build_micro_batch, share_of_rank
+from trainer.prompt_sharing import Cluster, cluster
 from trainer.step_batch import StepBatch, build_step_batch
 
 
 def batch_of(*groups: Group, step: int = 0, **options: Any) -> StepBatch:
     defaults: dict[str, Any] = {"advantage_scale": "none", "overlong": "mask", "temperature": 1.0}
     return build_step_batch(step, groups, **{**defaults, **options})
+
+
+def laid_out(batch: StepBatch, *, shares_prompts: bool = True) -> list[Cluster]:
+    return cluster(batch.sequences, range(len(batch.sequences)), capacity=1000, shares_prompts=shares_prompts)
 
 
 def all_micro_batches(batch: StepBatch, *, ranks: int, max_tokens: int) -> list[MicroBatch]:
@@ -33,6 +38,7 @@ def all_micro_batches(batch: StepBatch, *, ranks: int, max_tokens: int) -> list[
             hidden_size=16,
             aggregation="token_mean",
             max_completion_length=None,
+            shares_prompts=True,
         ).micro_batches
     ]
 
@@ -117,7 +123,7 @@ def test_an_empty_batch_is_an_error() -> None:
 def test_each_target_is_predicted_from_the_position_before_it() -> None:
     batch = batch_of(a_group("g", prompt=(1, 2), completions=[(7, 3), (4, 5, 6)]))
 
-    micro = build_micro_batch(batch.sequences, [0.25, 0.5])
+    micro = build_micro_batch(batch.sequences, laid_out(batch, shares_prompts=False), [0.25, 0.5])
 
     assert micro.input_ids_1T.tolist() == [[1, 2, 7, 3, 1, 2, 4, 5, 6]]
     assert micro.position_ids_1T.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 4]]
@@ -129,11 +135,24 @@ def test_each_target_is_predicted_from_the_position_before_it() -> None:
     assert micro.has_inference_logprobs_M.all()
 
 
+def test_a_shared_prompt_is_laid_down_once_and_predicts_every_first_token() -> None:
+    batch = batch_of(a_group("g", prompt=(1, 2), completions=[(7, 3), (4, 5, 6)]))
+
+    micro = build_micro_batch(batch.sequences, laid_out(batch), [0.25, 0.5])
+
+    assert micro.input_ids_1T.tolist() == [[1, 2, 7, 3, 4, 5, 6]]
+    assert micro.position_ids_1T.tolist() == [[0, 1, 2, 3, 2, 3, 4]]
+    assert micro.segments_1T.tolist() == [[0, 0, 1, 1, 2, 2, 2]]
+    assert micro.prefixes_1T.tolist() == [[0, 0, 0, 0, 0, 0, 0]]
+    assert micro.target_positions_M.tolist() == [1, 2, 1, 4, 5]
+    assert micro.target_ids_M.tolist() == [7, 3, 4, 5, 6]
+
+
 def test_a_sender_without_logprobs_is_not_corrected() -> None:
     group = a_group("g")
     batch = batch_of(Group(**{**vars(group), "inference_logprobs": None}))
 
-    micro = build_micro_batch(batch.sequences, [1.0, 1.0])
+    micro = build_micro_batch(batch.sequences, laid_out(batch), [1.0, 1.0])
 
     assert not micro.has_inference_logprobs_M.any()
 
