@@ -1,6 +1,6 @@
 """The demo on several seeds, one after another: held-out reward before and after, wall time, what was counted.
 
-    python benchmarks/demo_seeds.py 0 1 2
+python benchmarks/demo_seeds.py 0 1 2
 """
 
 from __future__ import annotations

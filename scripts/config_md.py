@@ -1,7 +1,7 @@
 """Write CONFIG.md: every option of every component, from the classes that read them.
 
-    python scripts/config_md.py            write CONFIG.md
-    python scripts/config_md.py --check    exit 1 when CONFIG.md is out of date
+python scripts/config_md.py            write CONFIG.md
+python scripts/config_md.py --check    exit 1 when CONFIG.md is out of date
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import itertools
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -66,7 +67,9 @@ def sections() -> Iterator[str]:
 
 def _section(title: str, intro: str, rows: list[tuple[str, str, str, str]]) -> str:
     lines = [f"| `{name}` | {kind} | {default} | {text} |" for name, kind, default, text in rows]
-    return "\n".join([f"## {title}", "", intro, "", "| option | type | default | meaning |", "|---|---|---|---|", *lines, ""])
+    return "\n".join(
+        [f"## {title}", "", intro, "", "| option | type | default | meaning |", "|---|---|---|---|", *lines, ""]
+    )
 
 
 def _parts(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
@@ -98,10 +101,8 @@ def _model_rows(model: type[BaseModel], without: type[BaseModel] | None = None) 
 
 
 def _default_of(info: Any) -> Any:
-    if info.default is not PydanticUndefined:
-        return info.default
-    value = info.default_factory()
-    return "its own defaults" if isinstance(value, BaseModel) else value
+    value = info.default if info.default is not PydanticUndefined else info.default_factory()
+    return "see its section" if isinstance(value, BaseModel) else value
 
 
 def _dataclass_rows(cls: type[GRPOConfig]) -> list[tuple[str, str, str, str]]:
@@ -113,7 +114,8 @@ def _dataclass_rows(cls: type[GRPOConfig]) -> list[tuple[str, str, str, str]]:
         if not f.init or f.name in REFUSED or not is_ours:
             continue
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        rows.append((f.name, _kind(hints[f.name]), _show(default), _cell(docs.get(f.name, ""))))
+        text = docs.get(f.name, "as in transformers" if f.name in inherited else "")
+        rows.append((f.name, _kind(hints[f.name]), _show(default), _cell(text)))
     return rows
 
 
@@ -125,10 +127,10 @@ def _attribute_docs(cls: type) -> dict[str, str]:
         return {}
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     docs = {}
-    for before, after in zip(body, body[1:], strict=False):
-        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and isinstance(after, ast.Expr):
-            if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-                docs[before.target.id] = after.value.value
+    for before, after in itertools.pairwise(body):
+        match before, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as text)):
+                docs[name] = text
     return docs
 
 
@@ -138,7 +140,13 @@ def _first_line(cls: type) -> str:
 
 def _kind(kind: Any) -> str:
     text = kind.__name__ if inspect.isclass(kind) and not hasattr(kind, "__args__") else str(kind)
-    for noise in ("typing.", "collections.abc.", "pathlib.", "atroposlib.launch.config.", "atroposlib.launch.inference."):
+    for noise in (
+        "typing.",
+        "collections.abc.",
+        "pathlib.",
+        "atroposlib.launch.config.",
+        "atroposlib.launch.inference.",
+    ):
         text = text.replace(noise, "")
     return f"`{text.replace('|', 'or')}`"
 

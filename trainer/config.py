@@ -87,6 +87,7 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     """Checkpoints; <run_dir>/checkpoints if absent."""
 
     rollout_server_url: str = "http://127.0.0.1:8000"
+    """Base URL."""
     rollout_server_token: str | None = None
     """Bearer token of the role trainer; ATROPOS_TRAINER_TOKEN if absent."""
     inference_servers: list[str] = field(default_factory=list)
@@ -112,11 +113,15 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     advantage_scale: AdvantageScale = "none"
     """none: r - mean of the group. group_std, batch_std: divided by that. loo: r - mean of the others."""
     loss_type: LossType = "ppo_clip"
+    """ppo_clip: clipped ratio to the policy at the step's start. reinforce: no clip."""
     epsilon_low: float = 0.2
+    """ppo_clip: how far the ratio may fall below 1."""
     epsilon_high: float = 0.28
+    """ppo_clip: how far it may rise above 1."""
     dual_clip_c: float | None = None
     """ppo_clip: bound on the loss of an unlikely token with a negative advantage, e.g. 3."""
     loss_aggregation: LossAggregation = "token_mean"
+    """What is averaged, over the whole batch: tokens; sequences; tokens of each prompt's group; or a constant divisor."""
     max_completion_length: int | None = None
     """Tokens that loss_aggregation=constant divides by; needed there, and only there."""
     correction: Correction = "tis"

@@ -3,8 +3,6 @@
 Shapes: T tokens of the micro batch, M of them trained.
 """
 
-# ruff: noqa: N815  fields carry a shape suffix, as arguments and variables do
-
 from __future__ import annotations
 
 from collections import defaultdict

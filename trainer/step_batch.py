@@ -4,8 +4,6 @@ Every rank builds the same StepBatch from the whole batch, so all averages over 
 No torch here: tensors are made in micro_batch.py.
 """
 
-# ruff: noqa: N815  fields carry a shape suffix, as arguments and variables do
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

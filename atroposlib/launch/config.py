@@ -143,7 +143,9 @@ class UpConfig(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's folder; a second run of the name gets NAME-2."""
     runs_dir: Path = Path("runs")
+    """Where run folders go."""
     seed: int = Field(default=0, ge=0)
+    """Of the items' order and of the trainer."""
     model: Path
     """Folder of the Hugging Face checkpoint to train."""
     rollout_server: RolloutServerSection = RolloutServerSection()

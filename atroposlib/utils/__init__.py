@@ -1,0 +1,1 @@
+"""Helpers that environments import, at the paths that existing environments know."""
