@@ -50,6 +50,7 @@ def test_on_a_cpu_the_engine_shares_the_cores_with_a_trainer(monkeypatch: pytest
     argv, env = vllm_command(InferenceConfig(model="smol", kv_cache_gib=2), has_gpu=False)
 
     assert "--enforce-eager" in argv
+    assert option(argv, "--block-size") == "32"
     assert option(argv, "--distributed-executor-backend").endswith("UniProcExecutor")
     assert env["VLLM_CPU_KVCACHE_SPACE"] == "2"
     assert env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
