@@ -1,6 +1,6 @@
 """How long new weights take into a running vLLM server: idle, and with sequences in flight.
 
-    OMP_NUM_THREADS=1 python benchmarks/weight_push.py [MODEL_FOLDER]
+OMP_NUM_THREADS=1 python benchmarks/weight_push.py [MODEL_FOLDER]
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def main() -> None:
         publisher.attach()
         versions = iter(range(1, 1000))
         push: Callable[[], float] = lambda: publisher.publish(next(versions), weights).seconds  # noqa: E731
-        print(f"{size / 1e6:.0f} M parameters, float32 in the trainer, bfloat16 in the engine, load {os.getloadavg()[0]:.1f}")
+        print(
+            f"{size / 1e6:.0f} M parameters, float32 in the trainer, bfloat16 in the engine, load {os.getloadavg()[0]:.1f}"
+        )
         push()
         report("idle server", [push() for _ in range(PUSHES)])
         stop = threading.Event()
@@ -72,7 +74,9 @@ def generate(url: str, stop: threading.Event) -> None:
 
 def report(name: str, seconds: list[float]) -> None:
     load = os.getloadavg()[0]
-    print(f"{name:24} median {statistics.median(seconds):.2f} s  min {min(seconds):.2f}  max {max(seconds):.2f}  load {load:.1f}")
+    print(
+        f"{name:24} median {statistics.median(seconds):.2f} s  min {min(seconds):.2f}  max {max(seconds):.2f}  load {load:.1f}"
+    )
 
 
 if __name__ == "__main__":
