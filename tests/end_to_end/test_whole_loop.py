@@ -63,12 +63,8 @@ def wait_for_step(run_dir: Path, step: int) -> None:
 
 
 def kill(run_dir: Path, process: str) -> None:
-    """SIGKILL the process itself, below the guardian that atropos up put over it."""
-    guardian = [
-        e["pid"] for e in lines(run_dir / "events.jsonl") if e["event"] == "started" and e["process"] == process
-    ]
-    (child, *_) = psutil.Process(guardian[-1]).children()
-    os.kill(child.pid, signal.SIGKILL)
+    pids = [e["pid"] for e in lines(run_dir / "events.jsonl") if e["event"] == "started" and e["process"] == process]
+    os.kill(pids[-1], signal.SIGKILL)
 
 
 @pytest.mark.vllm
