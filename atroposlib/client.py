@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,16 +19,25 @@ from pydantic import BaseModel, TypeAdapter
 
 from atroposlib.errors import AtroposError, NoBatchError, ServerUnreachableError, error_from_wire
 from atroposlib.wire.columns import Group, decode_groups, encode_group
+from atroposlib.wire.event_stream import parse_events
 from atroposlib.wire.models import (
     AckRequest,
     CommitRequest,
+    Diagnosis,
     EnvInfo,
     EnvRequest,
+    Event,
     GroupRecord,
+    GroupRecords,
     GroupResult,
     GroupsResult,
+    InferenceServer,
+    InferenceServerLeave,
+    InferenceServerStatus,
     LeaseRequest,
     LeaseWait,
+    NackRequest,
+    NackResult,
     PolicyUpdate,
     RunInfo,
     RunRequest,
@@ -37,12 +46,15 @@ from atroposlib.wire.models import (
     TicketRequest,
     TicketUpdate,
     TicketUpdateResult,
+    TrainerRenewal,
 )
 
 log = logging.getLogger(__name__)
 
 GROUPS_MEDIA_TYPE = "application/vnd.atropos.groups"
 MAX_PAUSE_S = 5.0
+EVENTS_SILENCE_S = 45.0
+"""The server says something in a stream of events at least every 15 s; a stream silent for this long is dead."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -80,8 +92,17 @@ class RolloutClient:
         """Open a run, or take over the one of the same name."""
         return await self._post("/v1/run", request, RunInfo)
 
-    async def lease(self, step: int, *, session: int, deadline_s: float) -> list[Group]:
-        """The batch of a step; waits for it.
+    async def renew_trainer(self, session: int) -> None:
+        """Say that the trainer lives, though its step takes long. Every other call of the trainer says so too."""
+        await self._send("POST", "/v1/run/renew", json=TrainerRenewal(session=session).model_dump())
+
+    async def lease(
+        self, step: int, *, session: int, deadline_s: float, shard: int = 0, n_shards: int = 1
+    ) -> list[Group]:
+        """The batch of a step, or one rank's part of it; waits for it.
+
+        Args:
+            shard: which of n_shards parts; every part holds whole groups, maybe none.
 
         Raises:
             NoBatchError: none came within deadline_s; the text says what the server waits for.
@@ -90,7 +111,7 @@ class RolloutClient:
         end = time.monotonic() + deadline_s
         while True:
             wait_s = max(0.0, min(20.0, end - time.monotonic()))
-            body = LeaseRequest(session=session, wait_s=wait_s)
+            body = LeaseRequest(session=session, wait_s=wait_s, shard=shard, n_shards=n_shards)
             response = await self._send(
                 "POST", f"/v1/batches/{step}/lease", json=body.model_dump(), timeout_s=wait_s + 30.0
             )
@@ -104,6 +125,11 @@ class RolloutClient:
         """Say that step's optimizer step used its batch."""
         body = AckRequest(session=session, policy_version=policy_version)
         await self._send("POST", f"/v1/batches/{step}/ack", json=body.model_dump())
+
+    async def nack(self, step: int, *, session: int, reason: str, retire: Sequence[str] = ()) -> NackResult:
+        """Give a batch back that cannot be used; those of its groups named in retire never come again."""
+        body = NackRequest(session=session, reason=reason, retire=list(retire))
+        return await self._post(f"/v1/batches/{step}/nack", body, NackResult)
 
     async def commit(self, step: int, *, session: int) -> None:
         """Say that a checkpoint holds the weights after `step` steps."""
@@ -156,13 +182,73 @@ class RolloutClient:
         """Counters of queue, tickets, environments and trainer."""
         return await self._get("/v1/status", Status)
 
+    async def register_server(self, server: InferenceServer) -> None:
+        """Say that an inference server is there, or is there still."""
+        await self._send("POST", "/v1/servers", json=server.model_dump())
+
+    async def remove_server(self, url: str) -> None:
+        """Say that an inference server is gone."""
+        await self._send("POST", "/v1/servers/leave", json=InferenceServerLeave(url=url).model_dump())
+
+    async def servers(self) -> list[InferenceServerStatus]:
+        """The registry of inference servers."""
+        response = await self._send("GET", "/v1/servers")
+        return TypeAdapter(list[InferenceServerStatus]).validate_json(response.content)
+
+    async def diagnosis(self) -> Diagnosis:
+        """What is wrong with the run, each with its fix."""
+        return await self._get("/v1/doctor", Diagnosis)
+
+    async def record_page(self, *, after: int = 0, limit: int = 10_000) -> GroupRecords:
+        """A page of the server's ledger: where each group of the run is, in order of arrival."""
+        return await self._get(f"/v1/groups?after={after}&limit={limit}", GroupRecords)
+
     async def group_records(self) -> list[GroupRecord]:
-        """Where every group of the run is: the server's ledger."""
-        response = await self._send("GET", "/v1/groups")
-        return TypeAdapter(list[GroupRecord]).validate_json(response.content)
+        """Where every group of the run is: the server's whole ledger."""
+        records: list[GroupRecord] = []
+        after: int | None = 0
+        while after is not None:
+            page = await self.record_page(after=after)
+            records += page.records
+            after = page.next
+        return records
+
+    async def events(self, *, after: int = 0, follow: bool = True) -> AsyncIterator[Event]:
+        """What happens, as it happens; connects again where it was. Close it with contextlib.aclosing.
+
+        Args:
+            after: only events behind this id.
+            follow: False ends after the events that are there.
+
+        Raises:
+            ServerUnreachableError: no connection for deadline_s.
+        """
+        timeout = httpx.Timeout(EVENTS_SILENCE_S, connect=5.0)
+        pause_s = min(1.0, self.deadline_s / 4)
+        lost_at: float | None = None
+        while True:
+            parameters = {"after": after, "follow": follow}
+            try:
+                async with self._http.stream("GET", "/v1/events", params=parameters, timeout=timeout) as response:
+                    await _check_stream(response)
+                    lost_at = None
+                    async for event in parse_events(response.aiter_lines()):
+                        after = event.id
+                        yield event
+                    if not follow:
+                        return
+            except (httpx.TransportError, _TryAgainError) as error:
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() + pause_s > lost_at + self.deadline_s:
+                    raise ServerUnreachableError(
+                        f"rollout server {self.url} did not answer GET /v1/events within {self.deadline_s:.0f} s"
+                        f" (last: {type(error).__name__}: {error}); is it running?"
+                    ) from error
+            await asyncio.sleep(pause_s)
 
     async def _get(self, path: str, answer: type[M]) -> M:
-        return answer.model_validate_json((await self._send("GET", path)).content)
+        response = await self._send("GET", path, timeout_s=min(30.0, self.deadline_s))
+        return answer.model_validate_json(response.content)
 
     async def _post(self, path: str, body: BaseModel, answer: type[M], *, timeout_s: float = 30.0) -> M:
         response = await self._send("POST", path, json=body.model_dump(), timeout_s=timeout_s)
@@ -196,6 +282,19 @@ class RolloutClient:
             if tries == 1:
                 log.warning("rollout server does not answer, trying on: %s %s: %s", method, path, problem)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+
+
+class _TryAgainError(Exception):
+    """An answer that another try may better."""
+
+
+async def _check_stream(response: httpx.Response) -> None:
+    if response.is_success:
+        return
+    await response.aread()
+    if response.status_code != 429 and response.status_code < 500:
+        raise _error_of(response)
+    raise _TryAgainError(f"HTTP {response.status_code} {response.text[:200]}")
 
 
 def _error_of(response: httpx.Response) -> AtroposError:

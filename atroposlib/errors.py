@@ -67,6 +67,62 @@ class QueueFullError(AtroposError):
     status = 429
 
 
+class OverloadedError(AtroposError):
+    """The server has too many request bytes in flight; try again later."""
+
+    code = "overloaded"
+    status = 429
+
+
+class UnauthenticatedError(AtroposError):
+    """No bearer token, or one that the server does not know."""
+
+    code = "unauthenticated"
+    status = 401
+
+
+class ForbiddenError(AtroposError):
+    """The token's role, or the page that the request comes from, may not do this."""
+
+    code = "forbidden"
+    status = 403
+
+
+class MisdirectedError(AtroposError):
+    """The Host header names another machine than the one this server is open on."""
+
+    code = "misdirected"
+    status = 421
+
+
+class BodyTooLargeError(ProtocolError):
+    """The request body is larger than the server takes."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class BodyTimeoutError(ProtocolError):
+    """The request body did not arrive in time."""
+
+    code = "body_timeout"
+    status = 408
+
+
+class BodyEncodingError(ProtocolError):
+    """The request body is cut short, or its content encoding is broken or not understood."""
+
+    code = "body_encoding"
+    status = 400
+
+
+class MediaTypeError(ProtocolError):
+    """The request body's content type is not the one of the route."""
+
+    code = "media_type"
+    status = 415
+
+
 class ServerUnreachableError(AtroposError):
     """The rollout server did not answer within the deadline."""
 

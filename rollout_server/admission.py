@@ -1,4 +1,4 @@
-"""Who may start a group, and which batches must wait: the staleness bound as pure arithmetic.
+"""Who may start a group, and which batches must wait: the staleness bound and the environments' shares as pure arithmetic.
 
 Batch s is trained at version s. A sequence whose oldest token has version u may be trained at version u + K at the
 latest, so it must be in one of the batches up to u + K. Of all sequences not yet in a batch, those with version <= w
@@ -11,7 +11,7 @@ leave the older ones too few places.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -34,6 +34,10 @@ class Bound:
         """Whether a sequence of this version can no longer be trained in the next batch. Unknown is not stale."""
         return oldest_version is not None and oldest_version < self.next_step - self.max_staleness
 
+    def after_next_batch(self) -> Bound:
+        """The bound once the next batch has left."""
+        return Bound(self.batch_size, self.max_staleness, self.next_step + 1)
+
 
 def overfull_version(bound: Bound, pending: Mapping[int, int]) -> int | None:
     """The oldest version up to which more sequences are pending than can be trained in time; None when all fit.
@@ -52,3 +56,58 @@ def overfull_version(bound: Bound, pending: Mapping[int, int]) -> int | None:
 def fits(bound: Bound, pending: Mapping[int, int], *, version: int, sequences: int) -> bool:
     """Whether `sequences` more of `version` can be trained in time beside what is pending."""
     return overfull_version(bound, Counter(pending) + Counter({version: sequences})) is None
+
+
+def must_leave(bound: Bound, pending: Mapping[int, int]) -> int:
+    """Sequences, oldest first, that the next batch must take so that the rest can still be trained in time."""
+    later, held, excess = bound.after_next_batch(), 0, 0
+    for version in sorted(pending):
+        held += pending[version]
+        excess = max(excess, held - later.capacity_until(version))
+    return excess
+
+
+def must_wait_for(bound: Bound, pending: Mapping[int, int], queued: Mapping[int, int]) -> int | None:
+    """A version of which groups in flight must join the next batch, whatever it is made of; None when there is none.
+
+    Args:
+        queued: of the pending sequences, those in the queue, by oldest version.
+    """
+    later, held, here = bound.after_next_batch(), 0, 0
+    for version in sorted(pending):
+        held += pending[version]
+        here += queued.get(version, 0)
+        if held - min(here, bound.batch_size) > later.capacity_until(version):
+            return version
+    return None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the sharing of tickets needs to know of one environment."""
+
+    weight: float
+    """Its share of the trained tokens, against the others'."""
+    tokens_per_sequence: float
+    """Measured mean; 1.0 for every environment while one of them is unmeasured."""
+    sequences_held: int
+    """Queued or in flight."""
+
+
+def may_take(mine: Claim, waiting: Iterable[Claim], *, sequences: int, capacity: int) -> bool:
+    """Whether an environment may take `sequences` more places while others wait for one.
+
+    All that starts is trained, so the mix of environments is decided here, where groups start. An environment alone may
+    take everything; while others wait it may hold no more than its weighted share, counted in tokens.
+
+    Args:
+        waiting: live environments whose last request was not met in full.
+        capacity: sequences that may be queued or in flight in all.
+    """
+    others = [claim for claim in waiting if claim.weight > 0]
+    if not others:
+        return True
+    shares = [claim.weight / claim.tokens_per_sequence for claim in (mine, *others)]
+    if mine.weight <= 0:
+        return False
+    return mine.sequences_held + sequences <= max(sequences, capacity * shares[0] / sum(shares))

@@ -1,4 +1,4 @@
-"""The FastAPI application: routes, error answers, and the tasks that live as long as the server."""
+"""The FastAPI application: routes, what surrounds them, and the tasks that live as long as the server."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from atroposlib import __version__
 from atroposlib.errors import AtroposError
-from atroposlib.wire.models import ErrorBody
-from rollout_server import routes_compat, routes_v1
+from rollout_server import routes_compat, routes_operations, routes_v1, routes_watch
+from rollout_server.answers import answer_error, answer_http_error, answer_validation
+from rollout_server.auth import Gate, RouteTable
 from rollout_server.config import ServerConfig
+from rollout_server.drain import Drain
+from rollout_server.limits import InflightBytes
+from rollout_server.metrics import Metrics
+from rollout_server.middleware import GateMiddleware, RequestMiddleware
+from rollout_server.openapi import OldErrorBody, describe_security, error_responses
 from rollout_server.services import Services
 from rollout_server.signals import Signal
-from rollout_server.stores.sqlite import SQLiteStore
+from rollout_server.stores import open_store
 
 log = logging.getLogger(__name__)
 
@@ -26,62 +33,73 @@ EXPIRY_PERIOD_S = 1.0
 
 
 def create_app(config: ServerConfig) -> FastAPI:
-    """The application of one rollout server on its embedded store."""
+    """The application of one rollout server."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = SQLiteStore(
-            config.data_dir,
-            synchronous=config.synchronous,
-            ticket_ttl_s=config.ticket_ttl_s,
-            max_queued_bytes=config.max_queued_bytes,
-        )
+        store = await open_store(config)
         services = Services(config=config, store=store, capacity=Signal(), queue=Signal())
         store.on_capacity, store.on_queue = services.capacity.fire, services.queue.fire
+        store.on_event = services.events.append
         app.state.services = services
-        async with asyncio.TaskGroup() as tasks:
-            expiry = tasks.create_task(_expire_forever(services))
-            yield
-            expiry.cancel()
-        await store.close()
+        app.state.drain.wake = lambda: _end_waiting(services)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                expiry = tasks.create_task(_expire_forever(services))
+                yield
+                expiry.cancel()
+        finally:
+            await store.close()
 
-    app = FastAPI(title="AtroposLib API", version=__version__, lifespan=lifespan)
-    app.include_router(routes_compat.router)
-    app.include_router(routes_v1.router)
-    app.add_exception_handler(AtroposError, _answer_error)
-    app.add_exception_handler(RequestValidationError, _answer_validation)
-
-    @app.get("/healthz", tags=["operations"])
-    async def healthz() -> dict[str, str]:
-        """The process is up and its store answers."""
-        await app.state.services.store.status()
-        return {"status": "ok"}
-
+    app = FastAPI(
+        title="AtroposLib API",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        strict_content_type=False,  # JsonRoute decides
+    )
+    app.state.config, app.state.drain = config, Drain()
+    app.include_router(routes_operations.router)
+    app.include_router(routes_compat.router, responses=error_responses(OldErrorBody))
+    for router in (routes_v1.router, routes_watch.router):
+        app.include_router(router, responses=error_responses())
+    app.add_exception_handler(AtroposError, answer_error)
+    app.add_exception_handler(HTTPException, answer_http_error)
+    app.add_exception_handler(RequestValidationError, answer_validation)
+    _surround(app, config)
     return app
+
+
+def _surround(app: FastAPI, config: ServerConfig) -> None:
+    """Add the middleware; what is added last sees a request first."""
+    table, inflight = RouteTable(), InflightBytes(config.max_inflight_bytes)
+    app.state.metrics = Metrics(inflight)
+    describe_security(app, table)
+    app.add_middleware(GateMiddleware, table=table, gate=Gate(config))
+    if config.cors_origins:  # outside the gate: a preflight carries no token
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Content-Encoding"],
+        )
+    app.add_middleware(RequestMiddleware, table=table, metrics=app.state.metrics, inflight=inflight)
+
+
+def _end_waiting(services: Services) -> None:
+    services.capacity.fire()
+    services.queue.fire()
+    services.events.close()
 
 
 async def _expire_forever(services: Services) -> None:
     while True:
         await asyncio.sleep(EXPIRY_PERIOD_S)
-        expired = await services.store.expire_tickets()
+        try:
+            expired = await services.store.expire_tickets()
+        except Exception:  # a full disk may have room again; /readyz says what fails
+            log.exception("expired tickets could not be looked for")
+            continue
         if expired:
             log.warning("%d groups in flight were given up: their tickets were not renewed", expired)
-
-
-async def _answer_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, AtroposError)
-    headers = {"Retry-After": "1"} if error.status == 429 else None
-    return JSONResponse(
-        ErrorBody(code=error.code, detail=str(error)).model_dump(), status_code=error.status, headers=headers
-    )
-
-
-async def _answer_validation(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    if not request.url.path.startswith("/v1/"):  # the old routes answer as FastAPI does
-        return JSONResponse({"detail": routes_compat.jsonable_errors(error)}, status_code=422)
-    detail = "; ".join(
-        f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (got {str(item.get('input'))[:80]})"
-        for item in error.errors()
-    )
-    return JSONResponse(ErrorBody(code="protocol", detail=detail).model_dump(), status_code=422)

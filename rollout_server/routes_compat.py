@@ -19,7 +19,9 @@ from atroposlib.errors import NoRunError
 from atroposlib.wire.columns import decode_groups, encode_group, read_blobs
 from atroposlib.wire.json_codec import ScoredData, group_from_json, group_to_json
 from atroposlib.wire.models import EnvRequest, RunInfo, RunRequest
-from rollout_server.routes_v1 import Inject, read_body
+from rollout_server.config import ServerConfig
+from rollout_server.limits import read_body
+from rollout_server.routes_v1 import Inject
 from rollout_server.stores.base import Batch
 
 router = APIRouter(tags=["atropos"])
@@ -63,7 +65,7 @@ async def root() -> dict[str, str]:
 @router.post("/register")
 async def register(request: Request, services: Inject) -> dict[str, int]:
     """An old trainer registers. While a run is open it joins it; otherwise a new run starts."""
-    body = await _json(request, Registration, services.config.max_body_bytes)
+    body = await _json(request, Registration, services.config)
     current = await _run_or_none(services)
     run = RunRequest(
         run_name=current.run_name if current is not None else f"atropos-{uuid.uuid4().hex[:12]}",
@@ -105,7 +107,7 @@ async def batch(services: Inject) -> Response:
 @router.post("/register-env")
 async def register_env(request: Request, services: Inject) -> dict[str, Any]:
     """An old environment joins; it waits while there is no trainer."""
-    body = await _json(request, RegisterEnv, services.config.max_body_bytes)
+    body = await _json(request, RegisterEnv, services.config)
     run = await _run_or_none(services)
     if run is None:
         return {"status": "wait for trainer to start"}
@@ -133,14 +135,14 @@ async def register_env(request: Request, services: Inject) -> dict[str, Any]:
 @router.post("/scored_data")
 async def scored_data(request: Request, services: Inject) -> dict[str, Any]:
     """One group."""
-    await _append(services, [await _json(request, ScoredData, services.config.max_body_bytes)])
+    await _append(services, [await _json(request, ScoredData, services.config)])
     return {"status": "received"}
 
 
 @router.post("/scored_data_list")
 async def scored_data_list(request: Request, services: Inject) -> dict[str, Any]:
     """Several groups."""
-    groups = await _json(request, list[ScoredData], services.config.max_body_bytes)
+    groups = await _json(request, list[ScoredData], services.config)
     await _append(services, groups)
     return {"status": "received", "groups_processed": len(groups)}
 
@@ -179,7 +181,7 @@ async def status_env(request: Request, services: Inject) -> dict[str, float]:
     env_id = (
         int(query)
         if query is not None
-        else (await _json(request, EnvIdentifier, services.config.max_body_bytes)).env_id
+        else (await _json(request, EnvIdentifier, services.config)).env_id
     )
     now = await services.store.status()
     known = any(env.env_id == env_id for env in now.envs)
@@ -196,7 +198,7 @@ async def status_env(request: Request, services: Inject) -> dict[str, float]:
 @router.post("/disconnect-env")
 async def disconnect_env(request: Request, services: Inject) -> dict[str, str]:
     """An old environment says goodbye; its queued groups stay."""
-    body = await _json(request, EnvIdentifier, services.config.max_body_bytes)
+    body = await _json(request, EnvIdentifier, services.config)
     if any(env.env_id == body.env_id for env in (await services.store.status()).envs):
         return {"status": "success"}
     return {"status": "failure", "error": f"environment {body.env_id} is not registered"}
@@ -215,9 +217,9 @@ async def _append(services: Inject, groups: Sequence[ScoredData]) -> None:
         await services.store.append(list(read_blobs(b"".join(encoded))))
 
 
-async def _json(request: Request, kind: Any, limit: int) -> Any:
+async def _json(request: Request, kind: Any, config: ServerConfig) -> Any:
     """The body as `kind`, whatever the content type says; old clients are lax."""
-    body = await read_body(request, limit)
+    body = await read_body(request, config)
     try:
         return msgspec.convert(msgspec.json.decode(body), kind, strict=False)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:

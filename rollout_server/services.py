@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rollout_server.config import ServerConfig
+from rollout_server.event_log import EventLog
 from rollout_server.signals import Signal
 from rollout_server.stores.base import Store
 
@@ -28,3 +29,5 @@ class Services:
     queue: Signal
     """Fires when a batch may be complete."""
     legacy: LegacyTrainer = field(default_factory=LegacyTrainer)
+    events: EventLog = field(default_factory=EventLog)
+    """What happened lately, for people who watch."""

@@ -1,4 +1,4 @@
-"""Real child processes for tests: a rollout server on a free port, killed and started at will."""
+"""Rollout servers for tests: child processes that are killed and started at will, and one on a thread for quick looks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+
+from rollout_server.app import create_app
+from rollout_server.config import ServerConfig
+from rollout_server.serving import listen, make_server
 
 START_TIMEOUT_S = 30.0
 
@@ -51,6 +58,17 @@ class RolloutServerProcess:
                 time.sleep(0.05)
         raise AssertionError(f"rollout server did not start:\n{self.log.read_text()}")
 
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def wait(self) -> int:
+        """Until it has ended by itself; returns the exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout=15)
+
     def kill(self) -> None:
         """SIGKILL: no clean-up of any kind."""
         assert self._process is not None
@@ -62,3 +80,24 @@ class RolloutServerProcess:
         assert self._process is not None
         self._process.terminate()
         return self._process.wait(timeout=15)
+
+
+@contextmanager
+def rollout_server_on_a_thread(config: ServerConfig) -> Iterator[str]:
+    """The server as run-api serves it, in this process; gives its URL."""
+    listener = listen(config)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = make_server(create_app(config), config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="rollout-server")
+    thread.start()
+    try:
+        end = time.monotonic() + START_TIMEOUT_S
+        while not server.started:
+            assert thread.is_alive(), "the rollout server did not start"
+            assert time.monotonic() < end, "the rollout server takes too long to start"
+            time.sleep(0.01)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(timeout=15)
+        listener.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from atroposlib.cli import report, up
+from atroposlib.cli import doctor, report, up, view
+from atroposlib.cli.plugins import COMMANDS, run_plugin
 from atroposlib.errors import AtroposError
 
 USAGE_STATUS = 2
@@ -13,12 +15,31 @@ USAGE_STATUS = 2
 EXAMPLES = """examples:
   atropos up --config configs/demo.yaml      start the whole loop, show it, report on it
   atropos report runs/demo                   write runs/demo/report.html again
+  atropos view                               watch the run of the rollout server on this machine
+  atropos doctor                             say what is wrong with it, and the fix
+  atropos export DATA_DIR --out run.parquet  take the groups of a run elsewhere
   atropos up --help                          all options of a subcommand
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; its exit status. Errors of ours become a line with the fix, never a traceback."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        # Their options are their own: argparse must not look at them.
+        if arguments and arguments[0] in COMMANDS:
+            return run_plugin(arguments[0], arguments[1:])
+        return _run_own(arguments)
+    except AtroposError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if hint := getattr(error, "hint", ""):
+            print(f"hint: {hint}", file=sys.stderr)
+        return USAGE_STATUS
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run_own(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="atropos",
         description="Reinforcement learning of language models as decoupled services.",
@@ -26,16 +47,12 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
-    for module in (up, report):
+    for module in (up, report, view, doctor):
         module.add_parser(subparsers)
+    for name, line in COMMANDS.items():
+        subparsers.add_parser(name, help=line)
     arguments = parser.parse_args(argv)
-    try:
-        return int(arguments.run(arguments))
-    except AtroposError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if hint := getattr(error, "hint", ""):
-            print(f"hint: {hint}", file=sys.stderr)
-        return USAGE_STATUS
+    return int(arguments.run(arguments))
 
 
 if __name__ == "__main__":

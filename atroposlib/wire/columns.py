@@ -8,6 +8,7 @@ Shapes: N sequences in the group, T tokens in all, R version runs, K candidates 
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,6 +89,8 @@ class Group:
     """[T] only where an old client's masks say something that loss_mask cannot."""
     distill_token_ids: Int32 | None = None
     distill_logprobs: Float32 | None = None
+    run_id: str | None = None
+    """The run this group was made for (RunInfo.run_id); another run's group is retired. None: whichever run is open."""
     ticket: str | None = None
     """The admission ticket this group was started with."""
     finish_reasons: tuple[str, ...] = ()
@@ -135,6 +138,7 @@ class GroupHeader(msgspec.Struct, frozen=True, kw_only=True):
     group_id: str
     env_id: int
     wire_version: int
+    run_id: str | None = None
     ticket: str | None = None
     oldest_version: int | None = None
     newest_version: int | None = None
@@ -147,7 +151,27 @@ class GroupHeader(msgspec.Struct, frozen=True, kw_only=True):
     extra: dict[str, Any] = {}
 
 
+class _Metadata(msgspec.Struct, frozen=True):
+    """What stands under __metadata__."""
+
+    group: str
+    """The JSON text of a GroupHeader."""
+
+
+_RAW_HEADER = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "RawHeader",
+        [("metadata", _Metadata), *((name, TensorEntry | None, None) for name in COLUMNS)],
+        rename={"metadata": "__metadata__"},
+        forbid_unknown_fields=True,
+        frozen=True,
+    )
+)
+_GROUP_HEADER = msgspec.json.Decoder(GroupHeader)
+_LENGTH = struct.Struct("<Q")
+
 _HEADER_FIELDS = (
+    "run_id",
     "ticket",
     "finish_reasons",
     "messages",
@@ -208,92 +232,87 @@ def read_blobs(body: bytes | memoryview) -> Iterator[Blob]:
     view = memoryview(body)
     position = 0
     while position < len(view):
-        size = _blob_size(view[position:])
-        yield _read_blob(view[position : position + size])
-        position += size
+        blob = _read_blob(view[position:])
+        yield blob
+        position += len(blob.data)
 
 
-def _blob_size(view: memoryview) -> int:
-    header, start = _raw_header(view)
-    end = max((entry.data_offsets[1] for name, entry in header.items() if isinstance(entry, TensorEntry)), default=0)
-    size = start + end
-    if size > len(view):
+def _read_blob(view: memoryview) -> Blob:
+    """The blob at the start of the view."""
+    raw, start = _raw_header(view)
+    try:
+        header = _GROUP_HEADER.decode(raw.metadata.group)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise GroupFormatError(f"group metadata: {error}") from error
+    if header.wire_version > WIRE_VERSION:
         raise GroupFormatError(
-            f"body ends inside a blob: its header promises {size} bytes, {len(view)} are there; send whole blobs"
+            f"group {header.group_id!r} has wire_version {header.wire_version}; this server reads up to {WIRE_VERSION}: update it"
         )
-    return size
+    entries = {name: entry for name in COLUMNS if (entry := getattr(raw, name)) is not None}
+    size = start + _tiled_bytes(entries, view, start)
+    data = view[:size]
+    columns = {name: _map_column(data, start, name, entry) for name, entry in entries.items()}
+    blob = Blob(header=header, columns=columns, data=data)
+    validate(blob)
+    return blob
 
 
-def _raw_header(view: memoryview) -> tuple[dict[str, TensorEntry | dict[str, str]], int]:
+def _raw_header(view: memoryview) -> tuple[Any, int]:
     """Parse the JSON header; returns it with the offset at which column data starts."""
     if len(view) < 8:
         raise GroupFormatError(f"a blob starts with 8 bytes of header length; only {len(view)} bytes are left")
-    (length,) = struct.unpack("<Q", view[:8])
+    (length,) = _LENGTH.unpack_from(view)
     if length > MAX_HEADER_BYTES:
         raise GroupFormatError(
             f"header length {length} is over the limit of {MAX_HEADER_BYTES} bytes; is this a safetensors blob?"
         )
     if 8 + length > len(view):
         raise GroupFormatError(f"header promises {length} bytes but {len(view) - 8} are there; send whole blobs")
+    text = view[8 : 8 + length]
     try:
-        raw = msgspec.json.decode(view[8 : 8 + length], type=dict[str, dict[str, Any]])
-        header: dict[str, TensorEntry | dict[str, str]] = {}
-        for name, entry in raw.items():
-            header[name] = (
-                msgspec.convert(entry, dict[str, str])
-                if name == "__metadata__"
-                else msgspec.convert(entry, TensorEntry)
-            )
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise GroupFormatError(f"blob header is not a safetensors header: {error}") from error
+        header = _RAW_HEADER.decode(text)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        raise GroupFormatError(
+            f"blob header is not the safetensors header of a group: {error}; known columns: {', '.join(COLUMNS)}"
+        ) from error
+    # A JSON parser keeps the last of two equal keys. Quotes inside the metadata text are escaped, so this counts tensors.
+    n_tensors = sum(getattr(header, name) is not None for name in COLUMNS)
+    stated = bytes(text).count(b'"data_offsets"')
+    if stated != n_tensors:
+        raise GroupFormatError(f"blob header names {stated} tensors but only {n_tensors} differ: a column is there twice")
     return header, 8 + length
 
 
-def _read_blob(view: memoryview) -> Blob:
-    raw, start = _raw_header(view)
-    metadata = raw.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or "group" not in metadata:
-        raise GroupFormatError("blob metadata lacks the key 'group'; encode groups with atroposlib.wire.encode_group")
-    try:
-        header = msgspec.json.decode(metadata["group"], type=GroupHeader)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise GroupFormatError(f"group metadata: {error}") from error
-    if header.wire_version > WIRE_VERSION:
+def _tiled_bytes(entries: Mapping[str, TensorEntry], view: memoryview, start: int) -> int:
+    """Bytes of column data; columns must lie side by side, with neither gaps nor overlaps."""
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        if entry.data_offsets[0] != end or entry.data_offsets[1] < end:
+            raise GroupFormatError(
+                f"column {name!r} has data_offsets {list(entry.data_offsets)}, expected to start at {end}: columns lie side by side"
+            )
+        end = entry.data_offsets[1]
+    if start + end > len(view):
         raise GroupFormatError(
-            f"group {header.group_id!r} has wire_version {header.wire_version}; this server reads up to {WIRE_VERSION}: update it"
+            f"body ends inside a blob: its header promises {start + end} bytes, {len(view)} are there; send whole blobs"
         )
-    columns = {
-        name: _map_column(view[start:], name, entry) for name, entry in raw.items() if isinstance(entry, TensorEntry)
-    }
-    blob = Blob(header=header, columns=columns, data=view)
-    validate(blob)
-    return blob
+    return end
 
 
-def _map_column(data: memoryview, name: str, entry: TensorEntry) -> npt.NDArray[Any]:
-    spec = COLUMNS.get(name)
-    if spec is None:
-        raise GroupFormatError(f"unknown column {name!r}; known: {', '.join(COLUMNS)}")
+def _map_column(data: memoryview, start: int, name: str, entry: TensorEntry) -> npt.NDArray[Any]:
+    spec = COLUMNS[name]
     if entry.dtype != spec.dtype:
         raise GroupFormatError(f"column {name!r} has dtype {entry.dtype}, expected {spec.dtype}")
     begin, end = entry.data_offsets
     dtype = _DTYPES[spec.dtype]
-    count = 1
-    for extent in entry.shape:
-        count *= extent
-    if (
-        min(begin, end, *entry.shape, 0) < 0
-        or end - begin != count * dtype.itemsize
-        or len(entry.shape) != len(spec.shape)
-    ):
+    count = math.prod(entry.shape)
+    if min(entry.shape, default=0) < 0 or end - begin != count * dtype.itemsize or len(entry.shape) != len(spec.shape):
         raise GroupFormatError(
             f"column {name!r}: shape {list(entry.shape)} of {entry.dtype} does not fit data_offsets {[begin, end]}"
+            f" or the expected shape {list(spec.shape)}"
         )
-    try:
-        column: npt.NDArray[Any] = np.frombuffer(data[begin:end], dtype=dtype).reshape(entry.shape)
-    except ValueError as error:
-        raise GroupFormatError(f"column {name!r}: {error}") from error
-    return column
+    column: npt.NDArray[Any] = np.frombuffer(data, dtype=dtype, count=count, offset=start + begin)
+    return column if len(entry.shape) == 1 else column.reshape(entry.shape)
 
 
 def validate(blob: Blob) -> None:
@@ -320,7 +339,7 @@ def validate(blob: Blob) -> None:
     cu_seqlens = columns["cu_seqlens"]
     if sizes["N"] == 0:
         raise fail("holds no sequence; send at least one")
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != sizes["T"] or np.any(np.diff(cu_seqlens) <= 0):
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != sizes["T"] or np.any(cu_seqlens[1:] <= cu_seqlens[:-1]):
         raise fail(
             f"cu_seqlens must rise from 0 to T = {sizes['T']} with no empty sequence, is {cu_seqlens.tolist()[:8]}"
         )
@@ -330,8 +349,7 @@ def validate(blob: Blob) -> None:
     if columns["loss_mask"].max(initial=0) > 1:
         raise fail(f"loss_mask must hold 0 and 1, holds {int(columns['loss_mask'].max())}")
     for name, column in columns.items():
-        if column.dtype.kind == "f" and not np.isfinite(column).all():
-            where = int(np.flatnonzero(~np.isfinite(column.reshape(-1)))[0])
+        if column.dtype.kind == "f" and (where := _first_not_finite(column)) is not None:
             raise fail(
                 f"column {name!r} holds {column.reshape(-1)[where]} at position {where}; only finite numbers can be trained on"
             )
@@ -352,6 +370,15 @@ def validate(blob: Blob) -> None:
     actual = (int(sampled.min()), int(sampled.max())) if len(sampled) else (None, None)
     if stated != actual:
         raise fail(f"header says versions {stated}, policy_versions say {actual}")
+
+
+def _first_not_finite(column: npt.NDArray[Any]) -> int | None:
+    # NaN and infinity survive a sum; a finite sum therefore clears the whole column in one fast pass.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if math.isfinite(column.sum()):
+            return None
+    wrong = np.flatnonzero(~np.isfinite(column.reshape(-1)))
+    return int(wrong[0]) if len(wrong) else None
 
 
 def decode_group(blob: Blob) -> Group:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LatePolicy = Literal["wait", "requeue", "drop"]
 
 
 class WireModel(BaseModel):
@@ -22,6 +24,9 @@ class RunRequest(WireModel):
     """Sequences (not groups) of one optimizer step."""
     max_staleness: int = Field(default=4, ge=0)
     """A sequence trained at version v was sampled by no version older than v - max_staleness."""
+    late_policy: LatePolicy = "wait"
+    """What happens to a group in flight that a batch cannot leave room for: wait for it; requeue its item (the ticket is
+    void, the environment starts the item anew); drop it. Only wait leaves the distribution of lengths as generated."""
     max_token_len: int = Field(default=-1, ge=-1)
     """Tokens of the longest sequence the trainer accepts; -1 for no limit."""
     num_steps: int = Field(ge=1)
@@ -40,6 +45,8 @@ class RunInfo(WireModel):
     """A run as its trainer sees it."""
 
     run_name: str
+    run_id: str
+    """Made by the server when the run began; a group that names another run is retired."""
     session: int
     """Rises with every trainer that takes the run over; calls of an older session are refused."""
     policy_version: int
@@ -139,6 +146,15 @@ class LeaseRequest(WireModel):
 
     session: int
     wait_s: float = Field(default=20.0, ge=0, le=60)
+    shard: int = Field(default=0, ge=0)
+    """Which part of the batch this rank wants; parts hold whole groups and about the same number of tokens."""
+    n_shards: int = Field(default=1, ge=1, le=65536)
+
+    @model_validator(mode="after")
+    def _shard_exists(self) -> Self:
+        if self.shard >= self.n_shards:
+            raise ValueError(f"shard={self.shard} does not exist in n_shards={self.n_shards}; shards count from 0")
+        return self
 
 
 class LeaseWait(WireModel):
@@ -152,6 +168,28 @@ class AckRequest(WireModel):
 
     session: int
     policy_version: int | None = None
+
+
+class NackRequest(WireModel):
+    """The trainer cannot use a batch: its groups go back to the queue, but for those it names, which are retired."""
+
+    session: int
+    reason: str = Field(min_length=1, max_length=200)
+    retire: list[str] = Field(default=[], max_length=65536)
+    """group_ids that must not come again."""
+
+
+class NackResult(WireModel):
+    """What became of the groups of the batch, and of batches formed after it."""
+
+    requeued: int
+    retired: int
+
+
+class TrainerRenewal(WireModel):
+    """The trainer lives, though its step takes long."""
+
+    session: int
 
 
 class CommitRequest(WireModel):
@@ -168,28 +206,79 @@ class PolicyUpdate(WireModel):
     policy_version: int = Field(ge=0)
 
 
+Role = Literal["policy", "frozen", "teacher", "judge"]
+
+
+class InferenceServer(WireModel):
+    """An inference server joins the registry, or says again that it is there. Silent ones are shown as lost."""
+
+    url: str = Field(min_length=1, max_length=2000)
+    role: Role = "policy"
+    """Only policy servers receive weights."""
+    model_name: str = ""
+    policy_version: int | None = Field(default=None, ge=0)
+    """What the server itself reports; None when it cannot."""
+
+
+class InferenceServerStatus(WireModel):
+    """One inference server, as the registry knows it."""
+
+    server: InferenceServer
+    last_seen_s: float
+    """Seconds since it was last reported."""
+
+
+class InferenceServerLeave(WireModel):
+    """An inference server goes."""
+
+    url: str
+
+
 class EnvStatus(WireModel):
     """One environment, as the server sees it."""
 
     env_id: int
     name: str
+    group_size: int
+    max_token_len: int
+    weight: float
+    min_batch_allocation: float | None
+    is_connected: bool
+    """False once it said goodbye."""
     last_seen_s: float
     """Seconds since its last call."""
     tickets: int
+    queued_groups: int
+    queued_sequences: int
     groups_accepted: int
+    trained_tokens: int
+    """Tokens of its groups in batches so far."""
 
 
 class Status(WireModel):
     """Where everything stands. Counters only: the cost does not depend on the queue."""
 
     run_name: str | None = None
+    run_id: str | None = None
+    batch_size: int = 0
+    max_staleness: int = 0
+    late_policy: LatePolicy = "wait"
     step: int = 0
+    """Steps acknowledged."""
+    formed_steps: int = 0
+    """Batches formed, those that the trainer holds included."""
     num_steps: int = 0
     policy_version: int = -1
     committed_step: int = 0
     queued_groups: int = 0
     queued_sequences: int = 0
+    queued_bytes: int = 0
+    largest_queued_group: int = 0
+    """Sequences."""
+    group_sizes_queued: list[int] = []
+    """The different sizes, in sequences; at most 64 of them."""
     tickets_outstanding: int = 0
+    sequences_in_flight: int = 0
     admitted_sequences: int = 0
     capacity_sequences: int = 0
     groups_accepted: int = 0
@@ -199,6 +288,7 @@ class Status(WireModel):
     trainer_last_seen_s: float | None = None
     trainer_waits_for: str | None = None
     envs: list[EnvStatus] = []
+    inference_servers: list[InferenceServerStatus] = []
 
 
 class GroupRecord(WireModel):
@@ -212,6 +302,43 @@ class GroupRecord(WireModel):
     step: int | None
     oldest_version: int | None
     reason: str | None
+
+
+class GroupRecords(WireModel):
+    """A page of the ledger, in order of arrival."""
+
+    records: list[GroupRecord]
+    next: int | None
+    """Ask for the next page with after=next; None on the last page."""
+
+
+class Event(WireModel):
+    """Something that happened, for people who watch."""
+
+    id: int
+    """Rises within one server process."""
+    time_s: float
+    """Unix time."""
+    kind: str
+    """run_opened, run_closed, env_joined, env_left, batch_formed, batch_nacked, step_acknowledged, committed,
+    policy_published, groups_retired, tickets_voided."""
+    text: str
+
+
+class Finding(WireModel):
+    """One thing that is wrong or will be, and what to do."""
+
+    severity: Literal["error", "warning", "info"]
+    subject: str
+    """Who or what: trainer, environment NAME, inference server URL, batch, queue."""
+    problem: str
+    fix: str
+
+
+class Diagnosis(WireModel):
+    """What `atropos doctor` shows; empty when nothing is wrong."""
+
+    findings: list[Finding]
 
 
 class ErrorBody(WireModel):

@@ -1,4 +1,4 @@
-"""Group commit: one thread runs whatever requests have come in as one SQLite transaction, and only then answers.
+"""Group commit: whatever requests have changed by now is written as one transaction on a thread, and only then are they answered.
 
 An answer therefore means durable, and the price of a disk flush is shared by everybody who waits for it.
 """
@@ -7,108 +7,84 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
-import sqlite3
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from atroposlib.errors import AtroposError
+from concurrent.futures import ThreadPoolExecutor
 
 log = logging.getLogger(__name__)
 
-MAX_JOBS_PER_COMMIT = 512
-JOIN_TIMEOUT_S = 30.0
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Job:
-    call: Callable[[], Any]
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Any]
+Unit = Callable[[], None]
+"""Writes some changes, all or nothing."""
 
 
 class GroupCommit:
-    """The writer thread.
+    """Runs units one after another on a thread of its own.
 
     Args:
-        connection: gives the connection in use (a job may exchange it).
-        on_commit: called in the thread after each commit, before anybody is answered.
-        on_rollback: called in the thread after a transaction that failed as a whole.
+        take: gives the units that have come up since it was last asked; called on the event loop.
+        on_commit: called on the event loop after they are written, before anybody is answered.
+        on_failure: called on the event loop when one of them failed; what came up since is void as well.
     """
 
     def __init__(
-        self,
-        connection: Callable[[], sqlite3.Connection],
-        *,
-        on_commit: Callable[[], None],
-        on_rollback: Callable[[], None],
+        self, take: Callable[[], Sequence[Unit]], *, on_commit: Callable[[], None], on_failure: Callable[[], None]
     ) -> None:
-        self._connection = connection
+        self._take = take
         self._on_commit = on_commit
-        self._on_rollback = on_rollback
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="group-commit", daemon=True)
-        self._thread.start()
+        self._on_failure = on_failure
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="group-commit")
+        self._wanted = asyncio.Event()
+        self._next = _quiet_future()
+        self._task = asyncio.create_task(self._commit_forever())
 
-    async def submit(self, call: Callable[[], T]) -> T:
-        """Run `call` in the writer thread; returns when its transaction is committed.
+    async def written(self) -> None:
+        """Returns when all that has changed so far is durable.
 
         Raises:
-            AtroposError: the call's own refusal; it must come before its first write.
             Exception: the transaction failed and nothing of it happened.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._jobs.put(_Job(call, loop, future))
-        return await future
+        self._wanted.set()
+        await asyncio.shield(self._next)
+
+    async def run(self, call: Unit) -> None:
+        """Run something else on the writing thread, after what it is doing."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     async def close(self) -> None:
-        """Finish what was submitted, then close the connection."""
-        self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join, JOIN_TIMEOUT_S)
+        """Write what is left, then end the thread."""
+        await self.written()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown()
 
-    def _run(self) -> None:
-        is_open = True
-        while is_open:
-            jobs = [self._jobs.get()]
-            while jobs[-1] is not None and len(jobs) < MAX_JOBS_PER_COMMIT:
-                try:
-                    jobs.append(self._jobs.get_nowait())
-                except queue.Empty:
-                    break
-            is_open = jobs[-1] is not None
-            self._commit_together([job for job in jobs if job is not None])
-        self._connection().close()
-
-    def _commit_together(self, jobs: Sequence[_Job]) -> None:
-        outcomes: list[tuple[_Job, Any, Exception | None]] = []
-        try:
-            self._connection().execute("BEGIN IMMEDIATE")
-            for job in jobs:
-                try:
-                    outcomes.append((job, job.call(), None))
-                except AtroposError as error:
-                    outcomes.append((job, None, error))
-            self._connection().execute("COMMIT")
-            self._on_commit()
-        except Exception as error:  # disk full, corrupt file, a bug: nobody's request happened, and everybody is told
-            log.exception("store transaction failed; %d requests are refused", len(jobs))
-            if self._connection().in_transaction:
-                self._connection().execute("ROLLBACK")
-            self._on_rollback()
-            outcomes = [(job, None, error) for job in jobs]
-        for job, result, failure in outcomes:
-            job.loop.call_soon_threadsafe(_settle, job.future, result, failure)
+    async def _commit_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            units = self._take()
+            waiting, self._next = self._next, _quiet_future()
+            try:
+                if units:
+                    await loop.run_in_executor(self._thread, _run_all, units)
+                self._on_commit()
+                waiting.set_result(None)
+            except (
+                Exception
+            ) as error:  # disk full, corrupt file, a bug: nobody's request happened, and everybody is told
+                log.exception("store transaction failed; the requests in it are refused")
+                later, self._next = self._next, _quiet_future()
+                self._on_failure()
+                waiting.set_exception(error)
+                later.set_exception(error)
 
 
-def _settle(future: asyncio.Future[Any], result: Any, failure: Exception | None) -> None:
-    if future.done():  # the caller went away; the work is durable all the same
-        return
-    if failure is not None:
-        future.set_exception(failure)
-    else:
-        future.set_result(result)
+def _run_all(units: Sequence[Unit]) -> None:
+    for unit in units:
+        unit()
+
+
+def _quiet_future() -> asyncio.Future[None]:
+    """A future whose failure need not be looked at: nobody may be waiting."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future

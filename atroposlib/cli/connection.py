@@ -1,0 +1,29 @@
+"""How subcommands that talk to a rollout server are told which, and with what token."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from atroposlib.client import RolloutClient
+
+DEFAULT_URL = "http://localhost:8000"
+TOKEN_VARIABLE = "ATROPOS_TOKEN"
+DEADLINE_S = 5.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --token to a subcommand."""
+    parser.add_argument(
+        "--token",
+        metavar="TOKEN",
+        default=None,
+        help=f"bearer token of any role; better in {TOKEN_VARIABLE}, where no process list shows it",
+    )
+
+
+def connect(url: str, token: str | None) -> RolloutClient:
+    """A client that gives up soon, because somebody looks on."""
+    if "://" not in url:
+        url = f"http://{url}"
+    return RolloutClient(url, deadline_s=DEADLINE_S, token=token or os.environ.get(TOKEN_VARIABLE))

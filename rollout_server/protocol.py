@@ -1,0 +1,122 @@
+"""uvicorn's HTTP/1.1 protocol with the limits that it leaves out: header bytes, header time, connections."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from rollout_server.config import ServerConfig
+
+
+class _HeadersTooLargeError(Exception):
+    """Stops the parser."""
+
+
+def bounded_protocol(config: ServerConfig) -> type[HttpToolsProtocol]:
+    """The protocol class for uvicorn, with this server's limits."""
+
+    class BoundedProtocol(_BoundedProtocol):
+        limits = config
+
+    return BoundedProtocol
+
+
+class _BoundedProtocol(HttpToolsProtocol):
+    limits: ServerConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0
+        self._is_in_headers = True
+        self._is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            self._refuse(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"the server has max_connections={self.limits.max_connections} connections open; try again",
+                retry_after=True,
+            )
+            return
+        self._start_header_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_header_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        was_in_headers = self._is_in_headers
+        super().data_received(data)
+        # Headers that are not complete are inside the parser, where nobody counts them.
+        if was_in_headers and self._is_in_headers:
+            self._header_bytes += len(data)
+            if self._header_bytes > self.limits.max_header_bytes:
+                self._refuse_headers()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_headers, self._header_bytes = True, 0
+        if self._header_timer is None:
+            self._start_header_timer()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_headers = False
+        self._stop_header_timer()
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self.limits.max_header_bytes:
+            raise _HeadersTooLargeError
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when the parser stopped."""
+        if self._is_refused:
+            return
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers or [])
+        if size > self.limits.max_header_bytes:
+            self._refuse_headers()
+        else:
+            super().send_400_response(msg)
+
+    def _start_header_timer(self) -> None:
+        self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._close_late)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _close_late(self) -> None:
+        self._header_timer = None
+        self._refuse(
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"no whole request headers within header_timeout_s={self.limits.header_timeout_s:g}",
+        )
+
+    def _refuse_headers(self) -> None:
+        self._refuse(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            f"request line and headers are over max_header_bytes={self.limits.max_header_bytes}; send fewer or shorter ones",
+        )
+
+    def _refuse(self, status: HTTPStatus, text: str, *, retry_after: bool = False) -> None:
+        """Answer outside the application, and close."""
+        self._is_refused = True
+        self._stop_header_timer()
+        if self.transport.is_closing():
+            return
+        lines = [
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            "content-type: text/plain; charset=utf-8",
+            f"content-length: {len(text)}",
+            "connection: close",
+            *(["retry-after: 1"] if retry_after else []),
+        ]
+        self.transport.write("\r\n".join([*lines, "", text]).encode("ascii"))
+        self.transport.close()

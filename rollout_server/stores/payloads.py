@@ -1,0 +1,62 @@
+"""Where the bytes of groups lie: in memory, or in append-only files beside the index (segments.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rollout_server.stores.base import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one payload lies."""
+
+    segment: int
+    offset: int
+    size: int
+    """Bytes."""
+
+
+class Payloads(Protocol):
+    """Places are given out on the event loop; bytes are written and read on threads."""
+
+    def allocate(self, size: int) -> Place:
+        """A place for a payload that is about to be written, or may never be."""
+
+    def write(self, payloads: Sequence[tuple[Place, Payload]]) -> None:
+        """Put bytes in their places; they are kept over a crash of the process, and over a power cut where so configured."""
+
+    def read(self, places: Sequence[Place]) -> list[Payload]:
+        """The bytes of these places."""
+
+    def release(self, places: Iterable[Place]) -> None:
+        """These will not be leased again; they may go, or be kept for export while there is room."""
+
+
+class MemoryPayloads:
+    """Bytes in this process, gone with it."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, Payload] = {}
+        self._next = 0
+
+    def allocate(self, size: int) -> Place:
+        """See Payloads."""
+        self._next += 1
+        return Place(0, self._next, size)
+
+    def write(self, payloads: Sequence[tuple[Place, Payload]]) -> None:
+        """See Payloads. A view is copied: it would keep the whole request alive."""
+        for place, payload in payloads:
+            self._held[place.offset] = bytes(payload)
+
+    def read(self, places: Sequence[Place]) -> list[Payload]:
+        """See Payloads."""
+        return [self._held[place.offset] for place in places]
+
+    def release(self, places: Iterable[Place]) -> None:
+        """See Payloads."""
+        for place in places:
+            self._held.pop(place.offset, None)

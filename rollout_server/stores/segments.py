@@ -1,0 +1,192 @@
+"""Payload in append-only segment files. The index says what lies where; a tail that no index row names is never read.
+
+A segment whose groups are all committed or retired is kept for export and replay while there is room, then deleted whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from rollout_server.stores.base import Payload
+from rollout_server.stores.payloads import Place
+
+SEGMENT_BYTES = 64 << 20
+BUFFERS_A_CALL = 512
+"""Below the IOV_MAX of every system."""
+
+
+@dataclass
+class _Segment:
+    """A file's fill and how many of its payloads may still be leased."""
+
+    size: int = 0
+    needed: int = 0
+
+
+class SegmentFiles:
+    """See payloads.Payloads.
+
+    Args:
+        folder: holds the files, 00000001.seg and so on; made at the first write.
+        is_synced: flush to the disk before write returns, to survive a power cut.
+        retain_bytes: released payload kept for export and replay; -1 keeps all.
+        is_new: the folder will be moved away before the first write; what is in it is another run's.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        is_synced: bool,
+        retain_bytes: int,
+        is_new: bool = False,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        self._folder = folder
+        self._is_synced = is_synced
+        self._retain_bytes = retain_bytes
+        self._segment_bytes = segment_bytes
+        self._segments: dict[int, _Segment] = {
+            number: _Segment(size=path.stat().st_size) for number, path in (() if is_new else sorted(_files(folder)))
+        }
+        # A new file at each start: what lies behind the last indexed byte of an old one is never written over.
+        self._active = max(self._segments, default=0) + 1
+        self._open_segment: tuple[int, int] | None = None
+        """Number and descriptor of the file being written; used by the writing thread alone."""
+
+    def adopt(self, places: Iterable[Place]) -> None:
+        """Payloads that a restarted server may still lease."""
+        for place in places:
+            self._segments.setdefault(place.segment, _Segment()).needed += 1
+        self.collect()
+
+    def allocate(self, size: int) -> Place:
+        """See Payloads."""
+        segment = self._segments.setdefault(self._active, _Segment())
+        if segment.size and segment.size + size > self._segment_bytes:
+            self._active += 1
+            segment = self._segments[self._active] = _Segment()
+        place = Place(self._active, segment.size, size)
+        segment.size += size
+        segment.needed += 1
+        return place
+
+    def write(self, payloads: Sequence[tuple[Place, Payload]]) -> None:
+        """See Payloads."""
+        for number, members in groupby(payloads, key=lambda payload: payload[0].segment):
+            descriptor = self._descriptor(number)
+            for run in _runs(list(members)):
+                _write_all(descriptor, run[0][0].offset, [payload for _, payload in run])
+            if self._is_synced:
+                os.fdatasync(descriptor)
+
+    def read(self, places: Sequence[Place]) -> list[Payload]:
+        """See Payloads. Payloads that lie side by side are read in one go."""
+        found: list[Payload] = []
+        for run in _extents(places):
+            start, end = run[0].offset, run[-1].offset + run[-1].size
+            extent = memoryview(_read_all(_path(self._folder, run[0].segment), start, end - start))
+            found += [extent[place.offset - start : place.offset - start + place.size] for place in run]
+        return found
+
+    def release(self, places: Iterable[Place]) -> None:
+        """See Payloads."""
+        for place in places:
+            self._segments[place.segment].needed -= 1
+        self.collect()
+
+    def collect(self) -> None:
+        """Delete the oldest files that nobody needs, beyond what is retained."""
+        done = [number for number, s in sorted(self._segments.items()) if s.needed == 0 and number != self._active]
+        excess = sum(self._segments[number].size for number in done) - self._retain_bytes
+        for number in done if self._retain_bytes >= 0 else []:
+            if excess <= 0:
+                break
+            excess -= self._segments.pop(number).size
+            _path(self._folder, number).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the file being written."""
+        if self._open_segment is not None:
+            os.close(self._open_segment[1])
+            self._open_segment = None
+
+    def _descriptor(self, number: int) -> int:
+        if self._open_segment is not None and self._open_segment[0] == number:
+            return self._open_segment[1]
+        self.close()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(_path(self._folder, number), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if self._is_synced:
+            _sync_folder(self._folder)
+        self._open_segment = (number, descriptor)
+        return descriptor
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:08d}.seg"
+
+
+def _files(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.glob("*.seg"):
+        yield int(path.stem), path
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _runs(payloads: Sequence[tuple[Place, Payload]]) -> Iterator[list[tuple[Place, Payload]]]:
+    """Payloads of one segment, cut where they are not side by side."""
+    run: list[tuple[Place, Payload]] = []
+    for place, payload in payloads:
+        is_adjacent = run and run[-1][0].offset + run[-1][0].size == place.offset
+        if run and not (is_adjacent and len(run) < BUFFERS_A_CALL):
+            yield run
+            run = []
+        run.append((place, payload))
+    if run:
+        yield run
+
+
+def _extents(places: Sequence[Place]) -> Iterator[list[Place]]:
+    run: list[Place] = []
+    for place in places:
+        if run and (run[-1].segment, run[-1].offset + run[-1].size) != (place.segment, place.offset):
+            yield run
+            run = []
+        run.append(place)
+    if run:
+        yield run
+
+
+def _write_all(descriptor: int, offset: int, buffers: Sequence[Payload]) -> None:
+    total = sum(len(buffer) for buffer in buffers)
+    written = os.pwritev(descriptor, buffers, offset)
+    if written != total:  # a full disk or a signal: say so, or finish
+        rest = memoryview(b"".join(buffers))[written:]
+        while rest:
+            written = os.pwrite(descriptor, rest, offset + total - len(rest))
+            rest = rest[written:]
+
+
+def _read_all(path: Path, offset: int, size: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.pread(descriptor, size, offset)
+        while len(data) < size:
+            more = os.pread(descriptor, size - len(data), offset + len(data))
+            if not more:
+                raise OSError(f"{path} ends at byte {offset + len(data)}, the index promises {offset + size}")
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
