@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -213,7 +213,7 @@ class RolloutClient:
             after = page.next
         return records
 
-    async def events(self, *, after: int = 0, follow: bool = True) -> AsyncIterator[Event]:
+    async def events(self, *, after: int = 0, follow: bool = True) -> AsyncGenerator[Event]:
         """What happens, as it happens; connects again where it was. Close it with contextlib.aclosing.
 
         Args:

@@ -9,4 +9,5 @@ RUN useradd --create-home atropos && mkdir /data && chown atropos /data
 USER atropos
 VOLUME /data
 EXPOSE 8000
+# Starts only with tokens (docs/operating.md): ATROPOS_SERVER_TOKENS_ENV, _TRAINER and _ADMIN, or a mounted --token-file.
 CMD ["python", "-m", "rollout_server.cli", "--host", "0.0.0.0", "--port", "8000", "--data-dir", "/data"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from atroposlib import __version__
-from atroposlib.errors import AtroposError
+from atroposlib.errors import AtroposError, ConfigError
 from rollout_server import routes_compat, routes_operations, routes_v1, routes_watch
 from rollout_server.answers import answer_error, answer_http_error, answer_validation
 from rollout_server.auth import Gate, RouteTable
@@ -26,18 +26,25 @@ from rollout_server.openapi import OldErrorBody, describe_security, error_respon
 from rollout_server.services import Services
 from rollout_server.signals import Signal
 from rollout_server.stores import open_store
+from rollout_server.stores.base import Store
 
 log = logging.getLogger(__name__)
 
 EXPIRY_PERIOD_S = 1.0
 
+StoreOpener = Callable[[ServerConfig], Awaitable[Store]]
 
-def create_app(config: ServerConfig) -> FastAPI:
-    """The application of one rollout server."""
+
+def create_app(config: ServerConfig, *, open_store: StoreOpener = open_store) -> FastAPI:
+    """The application of one rollout server.
+
+    Args:
+        open_store: gives the store when the application starts; by default the one that the configuration names.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = await open_store(config)
+        store = await _open_store(config, open_store)
         services = Services(config=config, store=store, capacity=Signal(), queue=Signal())
         store.on_capacity, store.on_queue = services.capacity.fire, services.queue.fire
         store.on_event = services.events.append
@@ -69,6 +76,13 @@ def create_app(config: ServerConfig) -> FastAPI:
     app.add_exception_handler(RequestValidationError, answer_validation)
     _surround(app, config)
     return app
+
+
+async def _open_store(config: ServerConfig, open_store: StoreOpener) -> Store:
+    try:
+        return await open_store(config)
+    except OSError as error:
+        raise ConfigError(f"data_dir={config.data_dir} cannot be used: {error}") from error
 
 
 def _surround(app: FastAPI, config: ServerConfig) -> None:

@@ -174,15 +174,12 @@ async def status(services: Inject) -> dict[str, int]:
     return {"current_step": now.step, "queue_size": now.queued_groups}
 
 
-@router.api_route("/status-env", methods=["GET", "POST"])
+@router.get("/status-env")
+@router.post("/status-env")
 async def status_env(request: Request, services: Inject) -> dict[str, float]:
     """What an old environment's scheduler asks ten times a second. Zeros for an environment that is not known."""
     query = request.query_params.get("env_id")
-    env_id = (
-        int(query)
-        if query is not None
-        else (await _json(request, EnvIdentifier, services.config)).env_id
-    )
+    env_id = int(query) if query is not None else (await _json(request, EnvIdentifier, services.config)).env_id
     now = await services.store.status()
     known = any(env.env_id == env_id for env in now.envs)
     return {

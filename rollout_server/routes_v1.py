@@ -35,6 +35,7 @@ from atroposlib.wire.models import (
     TicketUpdateResult,
     TrainerRenewal,
 )
+from rollout_server.chunks_response import ChunksResponse
 from rollout_server.config import ServerConfig
 from rollout_server.group_limits import GROUPS_MEDIA_TYPE, GROUPS_REQUEST_BODY, check_groups, read_groups_body
 from rollout_server.group_sizes import can_fill, divisors_near
@@ -43,7 +44,7 @@ from rollout_server.signals import poll_until
 from rollout_server.stores.base import Batch, Shard
 from rollout_server.strict_json import JsonRoute
 
-IN_LOOP_BYTES = 1 << 20
+IN_LOOP_BYTES = 8 << 20
 """Bodies up to this size are checked on the event loop; larger ones on a thread, so that nobody waits for them."""
 
 router = APIRouter(prefix="/v1", tags=["v1"], route_class=JsonRoute)
@@ -147,7 +148,7 @@ async def lease(step: Step, body: LeaseRequest, services: Inject, request: Reque
         is_gone=lambda: _is_over(request),
     )
     if isinstance(outcome, Batch):
-        return Response(b"".join(outcome.blobs), media_type=GROUPS_MEDIA_TYPE)
+        return ChunksResponse(outcome.chunks or outcome.blobs, GROUPS_MEDIA_TYPE)
     return JSONResponse(LeaseWait(waiting_for=outcome.waiting_for).model_dump(), status_code=202)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -70,9 +68,9 @@ class RolloutServerProcess:
         return self._process.wait(timeout=15)
 
     def kill(self) -> None:
-        """SIGKILL: no clean-up of any kind."""
+        """SIGKILL: no clean-up of any kind. Nothing to do where the process has ended already."""
         assert self._process is not None
-        os.kill(self._process.pid, signal.SIGKILL)
+        self._process.kill()
         self._process.wait()
 
     def stop(self) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+from typing import TYPE_CHECKING
 
-from atroposlib.client import RolloutClient
+if TYPE_CHECKING:
+    from atroposlib.client import RolloutClient
 
 DEFAULT_URL = "http://localhost:8000"
 TOKEN_VARIABLE = "ATROPOS_TOKEN"
@@ -24,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def connect(url: str, token: str | None) -> RolloutClient:
     """A client that gives up soon, because somebody looks on."""
+    # Imported here: `atropos --help` should not wait for it.
+    from atroposlib.client import RolloutClient
+
+    # The subcommand itself says what does not answer.
+    logging.getLogger("atroposlib.client").setLevel(logging.ERROR)
     if "://" not in url:
         url = f"http://{url}"
     return RolloutClient(url, deadline_s=DEADLINE_S, token=token or os.environ.get(TOKEN_VARIABLE))

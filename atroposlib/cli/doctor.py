@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from atroposlib.cli import connection
-from atroposlib.wire.models import Diagnosis, Finding, Status
+
+if TYPE_CHECKING:
+    from atroposlib.wire.models import Diagnosis, Finding, Status
 
 EXAMPLES = """exit status: 0 nothing is broken, 1 at least one error, 2 the server could not be asked
 

@@ -11,7 +11,7 @@ import msgspec
 
 from benchmarks.rollout_server.contenders import contender
 from benchmarks.rollout_server.exchanges import post_json
-from benchmarks.rollout_server.http_connection import HttpConnection
+from benchmarks.rollout_server.http_connection import JSON_HEADER, HttpConnection
 from benchmarks.rollout_server.processes import Server
 from benchmarks.rollout_server.report import progress, save, table
 
@@ -66,7 +66,7 @@ def _register(port: int, environments: int) -> list[bytes]:
         run_request = {"run_name": "idle", "batch_size": 1, "max_staleness": 0, "num_steps": 10}
         session = post_json(connection, "/v1/run", run_request)["session"]
         policy = msgspec.json.encode({"session": session, "policy_version": 0})
-        connection.call(b"POST", "/v1/policy", policy, b"Content-Type: application/json\r\n").expect(204)
+        connection.call(b"POST", "/v1/policy", policy, JSON_HEADER).expect(204)
         asks = []
         for i in range(environments):
             env = post_json(connection, "/v1/envs", {"name": f"env-{i}", "group_size": 1})

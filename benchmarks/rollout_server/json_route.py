@@ -89,9 +89,7 @@ def _client(role: str, server: Server, groups: int, shape: Shape, encoding: str)
     arguments = [role, f"http://127.0.0.1:{server.port}", groups, shape.sequences, shape.tokens_each, encoding]
     # -P: our atroposlib must not hide upstream's.
     command = [str(part) for part in (peer_python("atroposlib"), "-P", CLIENT, *arguments)]
-    client = subprocess.Popen(
-        command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    client = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert client.stdout is not None
         if client.stdout.readline() != "ready\n":
@@ -109,8 +107,8 @@ def _say_go(client: subprocess.Popen[str]) -> None:
 
 
 def _result(client: subprocess.Popen[str]) -> dict[str, float]:
-    out, _ = client.communicate(timeout=CLIENT_TIMEOUT_S)
+    out, errors = client.communicate(timeout=CLIENT_TIMEOUT_S)
     if client.returncode != 0:
-        raise RuntimeError(f"upstream's client ended with status {client.returncode}")
+        raise RuntimeError(f"upstream's client ended with status {client.returncode}: {errors[-1500:]}")
     result: dict[str, float] = json.loads(out)
     return result

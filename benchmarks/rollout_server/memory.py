@@ -69,5 +69,12 @@ def _measure(name: str, shape: Shape, gigabytes: float) -> MemoryFigures:
         queued = fill(exchange, server.port, groups=int(gigabytes * 1e9 / group_bytes)) * group_bytes
         after = server.memory()
     growth = (after.anonymous - before.anonymous) / queued
-    in_mb = (size / 1e6 for size in (queued, before.rss, after.rss, before.anonymous, after.anonymous))
-    return MemoryFigures(name, *in_mb, growth)
+    return MemoryFigures(
+        server=name,
+        queued_mb=queued / 1e6,
+        rss_before_mb=before.rss / 1e6,
+        rss_mb=after.rss / 1e6,
+        anonymous_before_mb=before.anonymous / 1e6,
+        anonymous_mb=after.anonymous / 1e6,
+        growth=growth,
+    )

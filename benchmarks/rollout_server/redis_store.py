@@ -81,7 +81,7 @@ def _cluster(count: int, appendfsync: str) -> Iterator[Mapping[str, Server]]:
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_folder())
         command = [
-            redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", "",
+            str(redis_binary()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "",
             "--appendonly", "yes", "--appendfsync", appendfsync,
         ]  # fmt: skip
         processes = {"redis": stack.enter_context(running(command, port, ready_path=None, folder=folder))}

@@ -10,20 +10,22 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 
 from benchmarks.rollout_server.contenders import CONTENDERS
-from benchmarks.rollout_server.exchanges import JSON_HEADER, Exchange, Taker
+from benchmarks.rollout_server.exchanges import Exchange, Taker
 from benchmarks.rollout_server.filling import fill
-from benchmarks.rollout_server.http_connection import HttpConnection
+from benchmarks.rollout_server.http_connection import JSON_HEADER, HttpConnection
 from benchmarks.rollout_server.report import Cell, progress, save, table
 from benchmarks.rollout_server.shapes import Shape
 
 SMALL = Shape(sequences=2, tokens_each=8)
 STATUS_CALLS = 300
-BATCHES = 12
+LEASES = 12
+BATCHES = 7
+BATCHES_TAKEN = LEASES + 1 + BATCHES
 EXAMPLES = """Groups of 2 sequences of 8 tokens, batches of 256 groups; medians in milliseconds.
 
 examples:
   python -m benchmarks.rollout_server status
-  python -m benchmarks.rollout_server status --ours 0,10000 --upstream 0,1000
+  python -m benchmarks.rollout_server status --ours 0,10000 --upstream 0,5000
 """
 
 
@@ -81,6 +83,10 @@ def run(args: argparse.Namespace) -> None:
 def _measure(name: str, groups: int) -> Costs:
     chosen = CONTENDERS[name]
     exchange = chosen.exchange(SMALL)
+    if 0 < groups <= (BATCHES_TAKEN - 1) * SMALL.groups_per_batch:
+        raise ValueError(
+            f"{groups} groups are too few for {BATCHES_TAKEN} batches of {SMALL.groups_per_batch}: queue 0 or 5000"
+        )
     with (
         chosen.serve() as server,
         HttpConnection(server.port) as connection,
@@ -109,9 +115,9 @@ def _costs(
     status_ms = median_ms(status_env, STATUS_CALLS)
     native_ms = median_ms(v1_status, STATUS_CALLS) if is_ours else None
     # An empty queue is long-polled for a second: that is no cost.
-    lease_ms = median_ms(lease_and_ack, BATCHES) if is_ours and queued else None
+    lease_ms = median_ms(lease_and_ack, LEASES) if is_ours and queued else None
     first_ms = median_ms(batch, 1)
-    return Costs(name, queued, status_ms, native_ms, lease_ms, first_ms, median_ms(batch, BATCHES // 2))
+    return Costs(name, queued, status_ms, native_ms, lease_ms, first_ms, median_ms(batch, BATCHES))
 
 
 def median_ms(call: Callable[[], None], times: int) -> float:

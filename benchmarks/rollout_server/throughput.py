@@ -20,7 +20,7 @@ DEFAULT_PEERS = "ours-full,ours-normal,upstream,mover,loopback,disk,disk-sync"
 LIMITS = ("mover", "loopback", "disk", "disk-sync")
 EXAMPLES = f"""contenders:
 {chr(10).join(f"  {name:16} {each.about}" for name, each in CONTENDERS.items())}
-  disk             the same bytes written to a file
+  disk             the same bytes appended to a file
   disk-sync        the same with fdatasync every 4 MB
 
 examples:

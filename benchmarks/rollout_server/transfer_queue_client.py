@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-untyped, import-not-found"
+# The packages of another environment are not those that mypy sees.
 """put, get and clear on TransferQueue: run by the interpreter of its own environment, not by ours.
 
 transfer_queue_client.py GROUPS_PER_BATCH SEQUENCES TOKENS SECONDS THREADS

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="attr-defined, import-untyped, import-not-found"
+# The packages of another environment are not those that mypy sees.
 """Upstream's own client code as a load: run by the interpreter of the peer environment, not by ours.
 
 upstream_client.py post|take URL GROUPS SEQUENCES TOKENS gzip|plain
@@ -13,10 +15,12 @@ import json
 import random
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import aiohttp
 import requests
+
 from atroposlib.envs.base import BaseEnv
 
 IN_FLIGHT = 8
@@ -60,13 +64,15 @@ async def post_all(url: str, bodies: list[dict[str, Any]], *, is_gzipped: bool) 
     options = {} if is_gzipped else {"minimum_size": NO_GZIP_BYTES}
 
     async def post(body: dict[str, Any]) -> None:
-        async with slots, aiohttp.ClientSession() as session:
-            # The method uses nothing of its environment.
-            async with BaseEnv._post_json_with_compression(
-                None, session, f"{url}/scored_data", body, **options
-            ) as answer:
-                answer.raise_for_status()
-                await answer.text()
+        # The method uses nothing of its environment.
+        send = partial(BaseEnv._post_json_with_compression, None)
+        async with (
+            slots,
+            aiohttp.ClientSession() as session,
+            send(session, f"{url}/scored_data", body, **options) as answer,
+        ):
+            answer.raise_for_status()
+            await answer.text()
 
     await asyncio.gather(*(post(body) for body in bodies))
 

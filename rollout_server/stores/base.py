@@ -32,6 +32,8 @@ class Batch:
 
     step: int
     blobs: Sequence[Payload]
+    chunks: Sequence[Payload] = ()
+    """The same bytes in fewer pieces, where the store has read them so."""
 
 
 @dataclass(frozen=True)

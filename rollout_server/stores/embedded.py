@@ -29,21 +29,21 @@ from rollout_server.stores.base import WHOLE, Batch, NotReady, Payload, Shard, S
 from rollout_server.stores.changes import Changes
 from rollout_server.stores.group_commit import GroupCommit, Unit
 from rollout_server.stores.journal import Journal, MemoryJournal
-from rollout_server.stores.queue import StoredGroup
+from rollout_server.stores.payloads import split
 from rollout_server.stores.run_folder import RunFolder
 from rollout_server.stores.run_state import RunState
 from rollout_server.stores.run_status import status_of
 
 T = TypeVar("T")
 
-READ_IN_LOOP_BYTES = 256 << 10
+READ_IN_LOOP_BYTES = 4 << 20
 """Batches up to this size are read without a thread; the bytes are nearly always in the page cache."""
 
 
 class EmbeddedStore:
     """See stores.base.Store. Made by the `open` of its two kinds, inside a running event loop."""
 
-    def __init__(self, journal: Journal, limits: StoreLimits) -> None:
+    def __init__(self, journal: Journal, limits: StoreLimits, *, is_inline: bool = False) -> None:
         self.on_capacity: Callable[[], None] = lambda: None
         self.on_queue: Callable[[], None] = lambda: None
         self.on_event: Callable[[str, str], None] = lambda kind, text: None
@@ -52,7 +52,9 @@ class EmbeddedStore:
         self._units: list[Unit] = []
         self._in_write: list[Changes] = []
         self._restore()
-        self._commits = GroupCommit(self._take_units, on_commit=self._after_commit, on_failure=self._restore)
+        self._commits = GroupCommit(
+            self._take_units, on_commit=self._after_commit, on_failure=self._restore, is_inline=is_inline
+        )
 
     def _restore(self) -> None:
         """Begin with what the journal holds: at start, and after a transaction that failed."""
@@ -179,7 +181,10 @@ class EmbeddedStore:
             parts = shard_groups([group.n_tokens for group in groups], shard.count)
             groups = [groups[index] for index in parts[shard.index]]
         await self._commits.written()
-        return Batch(step, await _read(payloads.read, groups))
+        places = [group.place for group in groups]
+        is_small = sum(place.size for place in places) <= READ_IN_LOOP_BYTES
+        chunks = payloads.read(places) if is_small else await asyncio.to_thread(payloads.read, places)
+        return Batch(step, split(chunks, places), chunks)
 
     async def nack(self, step: int, request: NackRequest) -> NackResult:
         """See Store.nack."""
@@ -235,13 +240,6 @@ class EmbeddedStore:
         self._journal.close()
 
 
-async def _read(read: Callable[..., list[Payload]], groups: Sequence[StoredGroup]) -> list[Payload]:
-    places = [group.place for group in groups]
-    if sum(place.size for place in places) <= READ_IN_LOOP_BYTES:
-        return read(places)
-    return await asyncio.to_thread(read, places)
-
-
 class SQLiteStore(EmbeddedStore):
     """The default: index in SQLite, payload in segment files, one folder a run."""
 
@@ -264,4 +262,4 @@ class MemoryStore(EmbeddedStore):
     @classmethod
     async def open(cls, limits: StoreLimits) -> Self:
         """Begin with nothing."""
-        return cls(MemoryJournal(), limits)
+        return cls(MemoryJournal(), limits, is_inline=True)

@@ -23,11 +23,18 @@ class GroupCommit:
         take: gives the units that have come up since it was last asked; called on the event loop.
         on_commit: called on the event loop after they are written, before anybody is answered.
         on_failure: called on the event loop when one of them failed; what came up since is void as well.
+        is_inline: units do not wait for a disk: run them on the event loop.
     """
 
     def __init__(
-        self, take: Callable[[], Sequence[Unit]], *, on_commit: Callable[[], None], on_failure: Callable[[], None]
+        self,
+        take: Callable[[], Sequence[Unit]],
+        *,
+        on_commit: Callable[[], None],
+        on_failure: Callable[[], None],
+        is_inline: bool,
     ) -> None:
+        self._is_inline = is_inline
         self._take = take
         self._on_commit = on_commit
         self._on_failure = on_failure
@@ -45,10 +52,6 @@ class GroupCommit:
         self._wanted.set()
         await asyncio.shield(self._next)
 
-    async def run(self, call: Unit) -> None:
-        """Run something else on the writing thread, after what it is doing."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, call)
-
     async def close(self) -> None:
         """Write what is left, then end the thread."""
         await self.written()
@@ -64,7 +67,9 @@ class GroupCommit:
             units = self._take()
             waiting, self._next = self._next, _quiet_future()
             try:
-                if units:
+                if self._is_inline:
+                    _run_all(units)
+                elif units:
                     await loop.run_in_executor(self._thread, _run_all, units)
                 self._on_commit()
                 waiting.set_result(None)

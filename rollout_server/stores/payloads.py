@@ -19,6 +19,19 @@ class Place:
     """Bytes."""
 
 
+def split(chunks: Sequence[Payload], places: Sequence[Place]) -> list[Payload]:
+    """One payload a place, out of what Payloads.read gave for them; nothing is copied."""
+    found: list[Payload] = []
+    pieces = iter(chunks)
+    rest = memoryview(b"")
+    for place in places:
+        if not rest:
+            rest = memoryview(next(pieces))
+        found.append(rest[: place.size])
+        rest = rest[place.size :]
+    return found
+
+
 class Payloads(Protocol):
     """Places are given out on the event loop; bytes are written and read on threads."""
 
@@ -29,7 +42,7 @@ class Payloads(Protocol):
         """Put bytes in their places; they are kept over a crash of the process, and over a power cut where so configured."""
 
     def read(self, places: Sequence[Place]) -> list[Payload]:
-        """The bytes of these places."""
+        """The bytes of these places, in order; what lies side by side may come as one piece."""
 
     def release(self, places: Iterable[Place]) -> None:
         """These will not be leased again; they may go, or be kept for export while there is room."""

@@ -1,11 +1,14 @@
 """Payload in append-only segment files. The index says what lies where; a tail that no index row names is never read.
 
-A segment whose groups are all committed or retired is kept for export and replay while there is room, then deleted whole.
+A segment whose groups are all committed or retired is kept for export and replay while there is room. Then its file is
+written over as a new segment: pages and blocks that are there already cost a fraction of fresh ones.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,6 +18,7 @@ from rollout_server.stores.base import Payload
 from rollout_server.stores.payloads import Place
 
 SEGMENT_BYTES = 64 << 20
+SPARE_FILES = 4
 BUFFERS_A_CALL = 512
 """Below the IOV_MAX of every system."""
 
@@ -55,6 +59,12 @@ class SegmentFiles:
         }
         # A new file at each start: what lies behind the last indexed byte of an old one is never written over.
         self._active = max(self._segments, default=0) + 1
+        self._spares: list[Path] = []
+        for path in () if is_new else folder.glob("*.spare"):
+            path.unlink()
+        self._reading: Counter[int] = Counter()
+        """Reads under way, by segment: what is being read is not written over."""
+        self._lock = threading.Lock()
         self._open_segment: tuple[int, int] | None = None
         """Number and descriptor of the file being written; used by the writing thread alone."""
 
@@ -85,13 +95,20 @@ class SegmentFiles:
                 os.fdatasync(descriptor)
 
     def read(self, places: Sequence[Place]) -> list[Payload]:
-        """See Payloads. Payloads that lie side by side are read in one go."""
-        found: list[Payload] = []
-        for run in _extents(places):
-            start, end = run[0].offset, run[-1].offset + run[-1].size
-            extent = memoryview(_read_all(_path(self._folder, run[0].segment), start, end - start))
-            found += [extent[place.offset - start : place.offset - start + place.size] for place in run]
-        return found
+        """See Payloads."""
+        return [self._read_extent(extent) for extent in _extents(places)]
+
+    def _read_extent(self, extent: Sequence[Place]) -> bytes:
+        number, start, end = extent[0].segment, extent[0].offset, extent[-1].offset + extent[-1].size
+        with self._lock:
+            descriptor = os.open(_path(self._folder, number), os.O_RDONLY | os.O_CLOEXEC)
+            self._reading[number] += 1
+        try:
+            return _read_all(descriptor, start, end - start)
+        finally:
+            with self._lock:
+                self._reading[number] -= 1
+            os.close(descriptor)
 
     def release(self, places: Iterable[Place]) -> None:
         """See Payloads."""
@@ -107,7 +124,16 @@ class SegmentFiles:
             if excess <= 0:
                 break
             excess -= self._segments.pop(number).size
-            _path(self._folder, number).unlink(missing_ok=True)
+            self._discard(number)
+
+    def _discard(self, number: int) -> None:
+        path = _path(self._folder, number)
+        with self._lock:
+            if self._reading[number] or len(self._spares) >= SPARE_FILES:
+                path.unlink(missing_ok=True)
+            elif path.exists():
+                self._spares.append(path.rename(path.with_suffix(".spare")))
+            del self._reading[number]
 
     def close(self) -> None:
         """Close the file being written."""
@@ -120,6 +146,9 @@ class SegmentFiles:
             return self._open_segment[1]
         self.close()
         self._folder.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            if self._spares:
+                self._spares.pop().rename(_path(self._folder, number))
         descriptor = os.open(_path(self._folder, number), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if self._is_synced:
             _sync_folder(self._folder)
@@ -178,15 +207,11 @@ def _write_all(descriptor: int, offset: int, buffers: Sequence[Payload]) -> None
             rest = rest[written:]
 
 
-def _read_all(path: Path, offset: int, size: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = os.pread(descriptor, size, offset)
-        while len(data) < size:
-            more = os.pread(descriptor, size - len(data), offset + len(data))
-            if not more:
-                raise OSError(f"{path} ends at byte {offset + len(data)}, the index promises {offset + size}")
-            data += more
-        return data
-    finally:
-        os.close(descriptor)
+def _read_all(descriptor: int, offset: int, size: int) -> bytes:
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size:
+        more = os.pread(descriptor, size - len(data), offset + len(data))
+        if not more:
+            raise OSError(f"the segment ends at byte {offset + len(data)}, the index promises {offset + size}")
+        data += more
+    return data

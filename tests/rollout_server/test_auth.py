@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -79,23 +79,22 @@ def test_the_routes_that_change_a_run_each_need_the_role_that_owns_them() -> Non
         ({}, 401),
         ({"Authorization": ""}, 401),
         ({"Authorization": "Bearer"}, 401),
-        ({"Authorization": "Bearer "}, 401),
         ({"Authorization": "Basic dXNlcjpwYXNz"}, 401),
         ({"Authorization": TOKENS["trainer"][0]}, 401),
         ({"Authorization": f"Bearer {TOKENS['trainer'][0][:-1]}"}, 401),
         ({"Authorization": f"Bearer {TOKENS['trainer'][0]}0"}, 401),
-        ({"Authorization": b"Bearer \xff\xfe"}, 401),
+        ({"Authorization": "Bearer \xff\xfe"}, 401),
         (as_role("env"), 403),
         (as_role("trainer"), 409),  # let in; there is no run yet
-        ({"Authorization": f"bearer  {TOKENS['admin'][0]} "}, 409),
+        ({"Authorization": f"bearer  {TOKENS['admin'][0]}"}, 409),
     ],
 )
 def test_a_request_needs_a_known_token_of_the_right_role(
-    url: str, headers: dict[str, str | bytes], status: int
+    url: str, headers: Mapping[str, str], status: int
 ) -> None:
     body = {"session": 1, "policy_version": 0}
 
-    answer = httpx.post(f"{url}/v1/policy", json=body, headers={name: value for name, value in headers.items()})
+    answer = httpx.post(f"{url}/v1/policy", json=body, headers=httpx.Headers(headers, encoding="latin-1"))
 
     assert answer.status_code == status, answer.text
     assert ("WWW-Authenticate" in answer.headers) == (status == 401)

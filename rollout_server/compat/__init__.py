@@ -1,0 +1,1 @@
+"""What the old Atropos routes need beside the store: their messages, their arithmetic, their rules of delivery."""

@@ -1,0 +1,3 @@
+return serve(function()
+  return redis.call('HGET', key('totals'), 'latest') or ''
+end)

@@ -1,0 +1,3 @@
+return serve(function()
+  need_trainer(request.session)
+end)

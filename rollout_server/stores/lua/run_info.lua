@@ -1,0 +1,3 @@
+return serve(function()
+  return run_facts(need_run())
+end)
