@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 
 GROUPS_MEDIA_TYPE = "application/vnd.atropos.groups"
 MAX_PAUSE_S = 5.0
+TOKEN_VARIABLE = "ATROPOS_TOKEN"
 EVENTS_SILENCE_S = 45.0
 """The server says something in a stream of events at least every 15 s; a stream silent for this long is dead."""
 
@@ -65,12 +67,13 @@ class RolloutClient:
     Args:
         url: base URL, e.g. http://localhost:8000.
         deadline_s: how long a call keeps trying before ServerUnreachableError.
-        token: bearer token, where the server asks for one.
+        token: bearer token, where the server asks for one; by default what ATROPOS_TOKEN holds in the environment.
     """
 
     def __init__(self, url: str, *, deadline_s: float = 60.0, token: str | None = None) -> None:
         self.url = url.rstrip("/")
         self.deadline_s = deadline_s
+        token = token or os.environ.get(TOKEN_VARIABLE)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=httpx.Timeout(30.0, connect=5.0))
 
@@ -119,7 +122,9 @@ class RolloutClient:
                 return decode_groups(response.content)
             waiting_for = LeaseWait.model_validate_json(response.content).waiting_for
             if time.monotonic() >= end:
-                raise NoBatchError(f"no batch for step {step} within {deadline_s:.0f} s: {waiting_for}")
+                raise NoBatchError(
+                    f"no batch for step {step} within {deadline_s:.0f} s: {waiting_for}", waiting_for=waiting_for
+                )
 
     async def ack(self, step: int, *, session: int, policy_version: int | None) -> None:
         """Say that step's optimizer step used its batch."""

@@ -141,6 +141,11 @@ class NoBatchError(AtroposError):
 
     code = "no_batch"
 
+    def __init__(self, text: str, *, waiting_for: str = "") -> None:
+        super().__init__(text)
+        self.waiting_for = waiting_for
+        """In the server's words; empty where it has not said."""
+
 
 class ModelServerError(RolloutError):
     """An inference server refused or failed a request."""

@@ -65,6 +65,7 @@ ROUTES: Mapping[tuple[str, str], Access] = {
     ("POST", "/register"): Access.TRAINER,
     ("GET", "/batch"): Access.TRAINER,
     ("GET", "/reset_data"): Access.TRAINER,
+    ("POST", "/reset_data"): Access.TRAINER,
     ("POST", "/register-env"): Access.ENV,
     ("POST", "/disconnect-env"): Access.ENV,
     ("POST", "/scored_data"): Access.ENV,

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -54,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out: Path = arguments.out
     if out.exists() and not arguments.overwrite:
         raise ConfigError(f"{out} exists; add --overwrite, or choose another --out")
-    recorded = open_recorded(arguments.folder)
-    with _new_file(out) as draft:
+    with closing(open_recorded(arguments.folder)) as recorded, _new_file(out) as draft:
         writer = _writer(arguments.format, draft, recorded)
         written, kept_out = _export(recorded, writer, arguments.steps, arguments.states)
     print(f"{written} groups of run {recorded.run.run_name} are in {out}")
@@ -158,7 +157,9 @@ def _matches(record: GroupRecord, steps: range | None, states: Sequence[GroupSta
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("groups"))
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    is_silent = not console.is_terminal
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=is_silent)
 
 
 if __name__ == "__main__":

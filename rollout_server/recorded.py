@@ -26,8 +26,11 @@ class RecordedRun(Protocol):
 
     def groups(
         self, steps: range | None = None, states: Sequence[GroupState] = ("batched",)
-    ) -> Iterator[tuple[GroupRecord, memoryview]]:
+    ) -> Iterator[tuple[GroupRecord, bytes | memoryview]]:
         """Groups whose payload is kept, encoded as they came, by step and place in the batch."""
+
+    def close(self) -> None:
+        """Close the files. Use a run on the thread that opened it."""
 
 
 def open_recorded(folder: Path) -> RecordedRun:

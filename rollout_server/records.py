@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "folder", metavar="FOLDER", type=Path, help="--data-dir of the server, or an archived run in it"
     )
-    recorded = open_recorded(parser.parse_args(argv).folder)
-    run, summary = recorded.run, summarise(recorded.records())
+    with closing(open_recorded(parser.parse_args(argv).folder)) as recorded:
+        run, summary = recorded.run, summarise(recorded.records())
     steps = "none" if summary.first_step is None else f"{summary.first_step} to {summary.last_step}"
     console = Console()
     console.print(

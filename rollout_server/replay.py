@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -36,14 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         ConfigError: the folder holds no run, or the address is taken.
     """
     arguments = _parser().parse_args(argv)
-    recorded = open_recorded(arguments.folder).run  # a wrong folder is told before anything starts
+    with closing(open_recorded(arguments.folder)) as recorded:  # a wrong folder is told before anything starts
+        run = recorded.run
     flags = {name: getattr(arguments, name) for name in ("host", "port") if getattr(arguments, name) is not None}
     config = resolve(flags, os.environ, arguments.config)
     logs.set_up(config.log_level, config.log_format)
     listener = listen(config)
     print(
-        f"replay of run {recorded.run_name} on http://{config.host}:{listener.getsockname()[1]},"
-        f" batch_size={recorded.request.batch_size}",
+        f"replay of run {run.run_name} on http://{config.host}:{listener.getsockname()[1]},"
+        f" batch_size={run.request.batch_size}",
         flush=True,
     )
     opener = partial(_open, arguments.folder, arguments.seconds_per_step)

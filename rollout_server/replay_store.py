@@ -94,6 +94,7 @@ class ReplayStore:
         recorded = await loop.run_in_executor(reader, open_run, folder)
         recording = await loop.run_in_executor(reader, survey, recorded)
         if not recording.steps:
+            await loop.run_in_executor(reader, recorded.close)
             raise ConfigError(
                 f"{folder} keeps no batch of run {recording.run.run_name!r}, so there is nothing to replay"
             )
@@ -258,6 +259,7 @@ class ReplayStore:
 
     async def close(self) -> None:
         """See Store.close."""
+        await self._read(self._recorded.close)
         self._reader.shutdown()
 
     async def _read(self, call: Callable[[], T]) -> T:

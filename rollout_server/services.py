@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rollout_server.compat.state import LegacyState
 from rollout_server.config import ServerConfig
 from rollout_server.event_log import EventLog
 from rollout_server.signals import Signal
 from rollout_server.stores.base import Store
-
-
-@dataclass
-class LegacyTrainer:
-    """What the old protocol cannot say: which batch its trainer holds."""
-
-    handed_out: tuple[int, int] | None = None
-    """(session, step) of the batch given last; asking for the next one acknowledges it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +21,6 @@ class Services:
     """Fires when a group may start."""
     queue: Signal
     """Fires when a batch may be complete."""
-    legacy: LegacyTrainer = field(default_factory=LegacyTrainer)
+    legacy: LegacyState = field(default_factory=LegacyState)
     events: EventLog = field(default_factory=EventLog)
     """What happened lately, for people who watch."""

@@ -42,7 +42,17 @@ class ValkeyProcess:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "valkey.log"
         durability = ["--appendonly", "yes", "--appendfsync", "always"] if is_durable else ["--appendonly", "no"]
-        self._options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *durability]
+        self._options = [
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(folder),
+            "--save",
+            "",
+            *durability,
+        ]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -162,7 +162,7 @@ class BatchStream:
             try:
                 groups = await self._client.lease(step, session=session, deadline_s=LEASE_SLICE_S)
             except NoBatchError as error:
-                self._obstacles[step] = str(error).partition(": ")[2] or str(error)
+                self._obstacles[step] = error.waiting_for
             except ServerUnreachableError as error:
                 self._obstacles[step] = str(error)
             else:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from atroposlib.client import RolloutClient
 
 DEFAULT_URL = "http://localhost:8000"
-TOKEN_VARIABLE = "ATROPOS_TOKEN"
 DEADLINE_S = 5.0
 
 
@@ -21,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--token",
         metavar="TOKEN",
         default=None,
-        help=f"bearer token of any role; better in {TOKEN_VARIABLE}, where no process list shows it",
+        help="bearer token of any role; better in ATROPOS_TOKEN, where no process list shows it",
     )
 
 
@@ -34,4 +32,4 @@ def connect(url: str, token: str | None) -> RolloutClient:
     logging.getLogger("atroposlib.client").setLevel(logging.ERROR)
     if "://" not in url:
         url = f"http://{url}"
-    return RolloutClient(url, deadline_s=DEADLINE_S, token=token or os.environ.get(TOKEN_VARIABLE))
+    return RolloutClient(url, deadline_s=DEADLINE_S, token=token)

@@ -39,6 +39,7 @@ def wire_group(
     *,
     group_id: str,
     env_id: int,
+    run_id: str,
     ticket: str | None,
     origins: Mapping[bytes, Origin],
     fallback_version: int,
@@ -59,6 +60,7 @@ def wire_group(
     return build_group(
         group_id=group_id,
         env_id=env_id,
+        run_id=run_id,
         tokens=tokens,
         loss_masks=loss_masks,
         inference_logprobs=_logprobs(group, known, loss_masks),

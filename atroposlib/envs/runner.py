@@ -185,7 +185,7 @@ class EnvRunner:
                 if i > 0:
                     # Only after the first group is away: holding a ticket while waiting for one would block for ever.
                     info, ticket = await self._one_more_ticket()
-                await self._deliver(group, ticket, info, origins)
+                await self._deliver(job, group, ticket, info, origins)
                 self._tickets.used(ticket)
             if not to_send:
                 self._env_errors_in_a_row = 0
@@ -244,7 +244,7 @@ class EnvRunner:
         return groups, origins
 
     async def _deliver(
-        self, group: ScoredDataGroup, ticket: Ticket, info: EnvInfo, origins: dict[bytes, Origin]
+        self, job: Job, group: ScoredDataGroup, ticket: Ticket, info: EnvInfo, origins: dict[bytes, Origin]
     ) -> None:
         if self._config.include_messages and not group.get("messages"):
             group["messages"] = [
@@ -255,6 +255,7 @@ class EnvRunner:
                 group,
                 group_id=uuid.uuid4().hex,
                 env_id=info.env_id,
+                run_id=info.run.run_id,
                 ticket=ticket.ticket,
                 origins=origins,
                 fallback_version=ticket.policy_version,
@@ -266,6 +267,8 @@ class EnvRunner:
         self._env_errors_in_a_row = 0
         if result.status == "retired":
             self.stats.groups_dropped[f"retired_{result.reason}"] += 1
+            if result.reason == "requeue":
+                self._backlog.append(Job(job.item))
             return
         # "duplicate" answers our own repeated call: the first one was accepted though its answer was lost.
         self._records.accepted(result.group_id, columns.n_sequences)
@@ -277,9 +280,8 @@ class EnvRunner:
 
     async def _post(self, columns: Group, info: EnvInfo) -> GroupResult:
         """Send until the server has answered; the client rides out outages."""
-        run_name = info.run.run_name
         while True:
-            if info.run.run_name != run_name:
+            if info.run.run_id != columns.run_id:
                 raise Dropped("run_changed")
             try:
                 [result] = await self._client.post_groups([replace(columns, env_id=info.env_id)])

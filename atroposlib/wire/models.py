@@ -8,11 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LatePolicy = Literal["wait", "requeue", "drop"]
 
+MAX_BATCH_SIZE = 1 << 20
+"""Sequences. The arithmetic of which group sizes fill a batch takes memory and time that grow with it."""
+
 
 class WireModel(BaseModel):
-    """A message, validated at the edge and immutable inside; a misspelt field is an error, not a shrug."""
+    """A message, validated at the edge and immutable inside; a misspelt field is an error, not a shrug, and true is not 1."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class RunRequest(WireModel):
@@ -20,7 +23,7 @@ class RunRequest(WireModel):
 
     run_name: str = Field(min_length=1, max_length=200)
     """The same name goes on where that run was; another name starts clean."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=MAX_BATCH_SIZE)
     """Sequences (not groups) of one optimizer step."""
     max_staleness: int = Field(default=4, ge=0)
     """A sequence trained at version v was sampled by no version older than v - max_staleness."""
@@ -32,7 +35,7 @@ class RunRequest(WireModel):
     num_steps: int = Field(ge=1)
     start_step: int | None = Field(default=None, ge=0)
     """Steps that the trainer's checkpoint holds: the first step it will lease. None: not stated, nothing checked."""
-    group_size: int | None = Field(default=None, ge=1)
+    group_size: int | None = Field(default=None, ge=1, le=MAX_BATCH_SIZE)
     """When given, environments must send groups of this size."""
     model_name: str = ""
     checkpoint_dir: str = ""
@@ -62,7 +65,7 @@ class EnvRequest(WireModel):
     """An environment joins. The same name again is the same environment after a restart."""
 
     name: str = Field(min_length=1, max_length=200)
-    group_size: int = Field(ge=1)
+    group_size: int = Field(ge=1, le=MAX_BATCH_SIZE)
     max_token_len: int = Field(default=2048, ge=1)
     weight: float = Field(default=1.0, ge=0)
     min_batch_allocation: float | None = Field(default=None, ge=0, le=1)

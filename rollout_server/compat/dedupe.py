@@ -37,18 +37,22 @@ class Deduplication:
     window_s: float
     clock: Callable[[], float] = time.time
 
-    def ids(self, group: Group, *, sender: str, ordinal: int) -> GroupIds:
+    @property
+    def is_on(self) -> bool:
+        """Whether repetitions are looked for; if not, ids needs no digest."""
+        return self.window_s > 0
+
+    def ids(self, digest: str, *, ordinal: int) -> GroupIds:
         """The ids of a group.
 
         Args:
-            group: its own group_id is not looked at.
-            sender: the host that sent it.
-            ordinal: how many groups with the same content stand before it in the same request; those are no repetitions.
+            digest: of its content.
+            ordinal: how many groups of that content stand before it in the same request; those are no repetitions.
         """
-        if self.window_s == 0:
+        if not self.is_on:
             return GroupIds(f"legacy-{uuid.uuid4().hex}", None)
         window = int(self.clock() // self.window_s)
-        prefix = f"legacy-{content_digest(group, sender=sender)}-{ordinal}"
+        prefix = f"legacy-{digest}-{ordinal}"
         return GroupIds(f"{prefix}-{window}", f"{prefix}-{window - 1}")
 
 

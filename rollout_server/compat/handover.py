@@ -11,13 +11,12 @@ from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from atroposlib.errors import FencedError, NoRunError, StepError
-from atroposlib.wire.columns import decode_groups
-from atroposlib.wire.json_codec import group_to_json_text
 from atroposlib.wire.models import RunInfo
-from rollout_server.compat.answering import Compression, accepts_gzip, work
+from rollout_server.compat.answering import JSON, accepts_gzip
+from rollout_server.compat.batch_pieces import BatchPieces
 from rollout_server.compat.runs import extend, is_legacy, run_or_none
 from rollout_server.compat.state import HandedOut, LegacyState
 from rollout_server.limits import read_body
@@ -28,8 +27,6 @@ TURN_WAIT_S = 5.0
 """How long a caller waits for another one to receive its batch, before it is told that there is none now."""
 SEND_WAIT_S = 30.0
 """A client that takes in nothing for this long is given up."""
-PIECE_BYTES = 256 << 10
-"""Payload that is written out as JSON and sent at a time."""
 
 
 class BatchAnswer(Response):
@@ -39,7 +36,7 @@ class BatchAnswer(Response):
 
     Args:
         services: of the application.
-        is_gzip: whether the client takes compressed answers.
+        request: the one to answer.
     """
 
     def __init__(self, services: Services, request: Request) -> None:
@@ -110,22 +107,29 @@ async def next_batch(store: Store, state: LegacyState, run: RunInfo) -> tuple[Ha
 
 async def _send_whole(request: Request, send: Send, blobs: Sequence[Payload]) -> bool:
     """Send a batch; False when the client was gone, or took in nothing, before the end of it was sent."""
-    pieces = cut(blobs)
-    is_gzip, compression = accepts_gzip(request), Compression()
+    pieces, is_started = BatchPieces(blobs, may_compress=accepts_gzip(request)), False
     try:
-        for index, piece in enumerate(pieces):
-            is_first, is_last = index == 0, index == len(pieces) - 1
-            text = await work(_piece_size(piece), _write, piece, is_first, is_last, compression if is_gzip else None)
-            async with asyncio.timeout(SEND_WAIT_S):
-                if is_first:
-                    await send(_start(is_gzip=is_gzip))
-                await send({"type": "http.response.body", "body": text, "more_body": True})
-        async with asyncio.timeout(SEND_WAIT_S):
-            # An empty piece waits until most of what was sent has left.
-            await send({"type": "http.response.body", "body": b"", "more_body": True})
-            if await request.is_disconnected():
-                return False
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        async for piece in pieces:
+            if not is_started:
+                await send(_start(is_compressed=pieces.is_compressed))
+                is_started = True
+            await _send_piece(send, piece)
+        await _send_piece(send, b"")  # comes back when most of what was sent has left
+        if await request.is_disconnected():
+            return False
+        await _send_piece(send, b"", has_more=False)
     except TimeoutError:
         return False
     return True
+
+
+def _start(*, is_compressed: bool) -> Message:
+    headers = [(b"content-type", JSON.encode())]
+    if is_compressed:
+        headers += [(b"content-encoding", b"gzip"), (b"vary", b"Accept-Encoding")]
+    return {"type": "http.response.start", "status": 200, "headers": headers}
+
+
+async def _send_piece(send: Send, piece: bytes, *, has_more: bool = True) -> None:
+    async with asyncio.timeout(SEND_WAIT_S):
+        await send({"type": "http.response.body", "body": piece, "more_body": has_more})

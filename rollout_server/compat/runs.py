@@ -101,7 +101,8 @@ async def extend(store: Store, run: RunInfo) -> RunInfo:
 
 async def _begin(store: Store, state: LegacyState, registration: Registration) -> RunInfo:
     """A new run; the open one is archived. Environments that live on keep their env_ids."""
-    carried = state.carried_envs or carried_over((await store.status()).envs)
+    status = await store.status()
+    carried = carried_over(status.envs) if status.run_id is not None else state.carried_envs
     run_name = f"{RUN_PREFIX}{uuid.uuid4().hex[:12]}"
     start_step = max(registration.starting_step, 0)
     run = await store.open_run(run_request(run_name, registration, start_step=start_step))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from atroposlib.wire.models import EnvRequest, InferenceServer, RunRequest
+from atroposlib.wire.models import EnvRequest, InferenceServer, RunInfo, RunRequest
 from rollout_server.stores.base import Payload
 from rollout_server.stores.payloads import Place
 
@@ -21,6 +21,18 @@ class RunRow:
     next_step: int = 0
     acknowledged: int = 0
     committed: int = 0
+
+    def info(self) -> RunInfo:
+        """The run as clients see it."""
+        return RunInfo(
+            run_name=self.request.run_name,
+            run_id=self.run_id,
+            session=self.session,
+            policy_version=self.policy_version,
+            committed_step=self.committed,
+            acknowledged_step=self.acknowledged,
+            request=self.request,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,120 +1,123 @@
-"""Reads the folder of a run, also while a server writes it: facts, ledger and payload. It writes nothing."""
+"""Reading a run from its folder, open or archived, while a server may be writing it."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Literal, Self
 
 from atroposlib.errors import ConfigError
-from atroposlib.wire.models import GroupRecord, RunInfo
-from rollout_server.stores.changes import GroupRow
+from atroposlib.wire.models import GroupRecord
+from rollout_server.stores.base import Payload
+from rollout_server.stores.changes import GroupRow, RunRow
 from rollout_server.stores.journal import record_of
 from rollout_server.stores.run_folder import read_groups, read_run
 from rollout_server.stores.schema import SCHEMA_VERSION
 from rollout_server.stores.segments import SegmentFiles
 
-PAGE_GROUPS = 1000
-
-State = Literal["batched", "queued", "retired"]
+State = Literal["queued", "batched", "retired"]
+PAGE = 1_000
+"""Rows read at a time: a long transaction would keep a running server from shortening its log."""
 
 
 class RunReader:
-    """The run in a folder. Each page is a query of its own, so that a long read does not make the server's log grow.
+    """One run's groups; use as ``with RunReader.open(folder) as run``."""
 
-    Args:
-        db: its index, open for reading.
-        run: what the run was opened with, and how far it came.
-        payloads: its segment files.
-    """
-
-    def __init__(self, db: sqlite3.Connection, run: RunInfo, payloads: SegmentFiles) -> None:
+    def __init__(self, db: sqlite3.Connection, payloads: SegmentFiles, run: RunRow) -> None:
         self._db = db
-        self.run = run
         self._payloads = payloads
+        self.run = run.info()
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read the run whose run.sqlite lies in the folder; use the reader on the thread that made it.
+        """Look into a run's folder, or into a data folder, for the run that is open there.
 
         Raises:
-            ConfigError: no run was opened there, or a newer or older server wrote it.
+            ConfigError: no run is there, or another version wrote it.
         """
+        if not (folder / "run.sqlite").exists() and (folder / "current" / "run.sqlite").exists():
+            folder = folder / "current"
         path = folder / "run.sqlite"
-        if not path.is_file():
-            raise ConfigError(f"{folder} holds no run: {path.name} is not there; name the folder of a run")
+        if not path.exists():
+            raise ConfigError(
+                f"{folder} holds no run: expected run.sqlite in it; name a rollout server's --data-dir or a folder in its archive/"
+            )
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
-        try:
-            run = _run_of(db, path)
-        except BaseException:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA_VERSION:
             db.close()
-            raise
-        return cls(db, run, SegmentFiles(folder / "segments", is_synced=False, retain_bytes=-1, is_new=True))
+            raise ConfigError(
+                f"{path} has schema version {version}, expected {SCHEMA_VERSION}; start run-api on its folder once to bring it up to date"
+            )
+        run = read_run(db)
+        if run is None:
+            db.close()
+            raise ConfigError(f"{folder} holds no run: no trainer has opened one there")
+        return cls(db, SegmentFiles(folder / "segments", is_synced=False, retain_bytes=-1), run)
 
     def close(self) -> None:
-        """Close the index."""
+        """Close the files."""
         self._db.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def records(self) -> Iterator[GroupRecord]:
-        """Where each group of the run is, in order of arrival."""
-        for row in self._rows("1"):
-            yield record_of(row)
+        """Where each group is, in order of arrival."""
+        key = 0
+        while rows := list(read_groups(self._db, "key > ? ORDER BY key LIMIT ?", (key, PAGE))):
+            for row in rows:
+                yield record_of(row)
+            key = rows[-1].key
 
     def groups(
         self, steps: range | None = None, states: Sequence[State] = ("batched",)
-    ) -> Iterator[tuple[GroupRecord, memoryview]]:
-        """Groups whose payload is kept: those in batches by step and place in the batch, then the others by arrival.
+    ) -> Iterator[tuple[GroupRecord, Payload]]:
+        """Records with payloads that are still kept: batches in order of step and place, then the queue, then what was retired.
 
         Args:
-            steps: only the batches of these; groups in no batch are left out.
+            steps: of the batches; None for all.
         """
         if "batched" in states:
             for step in self._steps(steps):
-                rows = list(read_groups(self._db, "step = ? ORDER BY order_version, key", (step,)))
-                yield from self._with_payload(rows)
-        if steps is None and "queued" in states:
-            yield from self._with_payload(self._rows("step IS NULL AND retired IS NULL"))
-        if steps is None and "retired" in states:
-            yield from self._with_payload(self._rows("retired IS NOT NULL"))
+                yield from self._with_payload(read_groups(self._db, "step = ? ORDER BY order_version, key", (step,)))
+        if "queued" in states:
+            where = "step IS NULL AND retired IS NULL ORDER BY order_version, key"
+            yield from self._with_payload(read_groups(self._db, where))
+        if "retired" in states:
+            yield from self._with_payload(read_groups(self._db, "retired IS NOT NULL ORDER BY key"))
+
+    def kept_steps(self) -> range:
+        """The steps, without gaps and ending at the last, whose batches are kept whole."""
+        found = self._steps(None)
+        first = found[-1] + 1 if found else 0
+        for step in reversed(found):
+            rows = list(read_groups(self._db, "step = ?", (step,)))
+            if any(row.place is None or not self._payloads.holds(row.place) for row in rows):
+                break
+            first = step
+        return range(first, found[-1] + 1 if found else 0)
 
     def _steps(self, steps: range | None) -> list[int]:
-        known = self._db.execute("SELECT DISTINCT step FROM groups WHERE step IS NOT NULL ORDER BY step")
-        return [step for (step,) in known if steps is None or step in steps]
+        found = [
+            step
+            for (step,) in self._db.execute("SELECT DISTINCT step FROM groups WHERE step IS NOT NULL ORDER BY step")
+        ]
+        return found if steps is None else [step for step in found if step in steps]
 
-    def _rows(self, where: str) -> Iterator[GroupRow]:
-        after = 0
-        while rows := list(read_groups(self._db, f"key > ? AND ({where}) ORDER BY key LIMIT ?", (after, PAGE_GROUPS))):
-            yield from rows
-            after = rows[-1].key
-
-    def _with_payload(self, rows: Iterable[GroupRow]) -> Iterator[tuple[GroupRecord, memoryview]]:
+    def _with_payload(self, rows: Iterator[GroupRow]) -> Iterator[tuple[GroupRecord, Payload]]:
         for row in rows:
             if row.place is None:
                 continue
             try:
                 (payload,) = self._payloads.read([row.place])
-            except FileNotFoundError:  # retention deleted its segment
+            except FileNotFoundError:  # committed, and beyond what is retained
                 continue
-            yield record_of(row), memoryview(payload)
-
-
-def _run_of(db: sqlite3.Connection, path: Path) -> RunInfo:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION};"
-            " start run-api once on its folder to bring an older one up to date"
-        )
-    row = read_run(db)
-    if row is None:
-        raise ConfigError(f"{path.parent} holds no run yet: no trainer has opened one")
-    return RunInfo(
-        run_name=row.request.run_name,
-        run_id=row.run_id,
-        session=row.session,
-        policy_version=row.policy_version,
-        committed_step=row.committed,
-        acknowledged_step=row.acknowledged,
-        request=row.request,
-    )
+            yield record_of(row), payload

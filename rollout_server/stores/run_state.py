@@ -166,16 +166,7 @@ class RunState:
 
     def run_info(self) -> RunInfo:
         """See Store.run_info."""
-        run = self._run()
-        return RunInfo(
-            run_name=run.request.run_name,
-            run_id=run.run_id,
-            session=run.session,
-            policy_version=run.policy_version,
-            committed_step=run.committed,
-            acknowledged_step=run.acknowledged,
-            request=run.request,
-        )
+        return self._run().info()
 
     def renew_trainer(self, session: int) -> None:
         """See Store.renew_trainer."""

@@ -59,9 +59,7 @@ class SegmentFiles:
         }
         # A new file at each start: what lies behind the last indexed byte of an old one is never written over.
         self._active = max(self._segments, default=0) + 1
-        self._spares: list[Path] = []
-        for path in () if is_new else folder.glob("*.spare"):
-            path.unlink()
+        self._spares: list[Path] = [] if is_new else list(folder.glob("*.spare"))
         self._reading: Counter[int] = Counter()
         """Reads under way, by segment: what is being read is not written over."""
         self._lock = threading.Lock()
@@ -109,6 +107,10 @@ class SegmentFiles:
             with self._lock:
                 self._reading[number] -= 1
             os.close(descriptor)
+
+    def holds(self, place: Place) -> bool:
+        """Whether the file of this place is there."""
+        return _path(self._folder, place.segment).exists()
 
     def release(self, places: Iterable[Place]) -> None:
         """See Payloads."""

@@ -49,6 +49,7 @@ class FakeRolloutServer:
         """Next posts that are accepted but whose answer never arrives: the client repeats them."""
         self.on_post: Callable[[Group], None] = lambda group: None
         self.status_of: Callable[[Group], str] = lambda group: "accepted"
+        self.retired_because = "stale"
         self.refuse_with: list[Exception] = []
         self.policy_version = 0
         self._ids = itertools.count()
@@ -60,6 +61,7 @@ class FakeRolloutServer:
 
     def info(self) -> RunInfo:
         return RunInfo(
+            run_id="run-id",
             run_name=self.request.run_name, session=1, policy_version=self.policy_version, committed_step=0,
             acknowledged_step=self.step, request=self.request,
         )  # fmt: skip
@@ -128,7 +130,8 @@ class FakeRolloutServer:
         if self.lose_answers > 0:
             self.lose_answers -= 1
             return await self.post_groups(groups)
-        return [GroupResult(group_id=group.group_id, status=status, reason="stale" if status == "retired" else None)]
+        reason = self.retired_because if status == "retired" else None
+        return [GroupResult(group_id=group.group_id, status=status, reason=reason)]
 
 
 class CountingEnv(BaseEnv):

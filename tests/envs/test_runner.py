@@ -206,6 +206,33 @@ async def test_a_retired_group_is_counted_and_not_in_the_ledger(make_env: MakeEn
     assert first[0] not in {entry["group_id"] for entry in lines(env.config.run_dir / "ledger" / "env-counting.jsonl")}
 
 
+async def test_an_item_whose_group_came_too_late_to_be_kept_is_rolled_out_anew_where_the_run_asks_for_it(
+    make_env: MakeEnv,
+) -> None:
+    env, server = make_env(), FakeRolloutServer(batch=2, steps=3)
+    server.retired_because = "requeue"
+    first: list[str] = []
+
+    def status(group: Any) -> str:
+        first.append(group.group_id)
+        return "retired" if group.group_id == first[0] else "accepted"
+
+    server.status_of = status
+
+    await run(env, server)
+
+    assert env.collected.count(0) == 2
+    assert max(env.collected.count(item) for item in env.collected if item != 0) == 1
+
+
+async def test_a_group_names_the_run_it_was_made_for(make_env: MakeEnv) -> None:
+    server = FakeRolloutServer()
+
+    await run(make_env(), server)
+
+    assert {group.run_id for group in server.groups.values()} == {f"id-of-{server.request.run_name}"}
+
+
 async def test_it_waits_for_a_trainer(make_env: MakeEnv) -> None:
     server = FakeRolloutServer()
     server.has_run = False

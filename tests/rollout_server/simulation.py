@@ -105,7 +105,10 @@ class Simulation:
 
     def _start(self) -> None:
         request = TicketRequest(
-            env_id=0, session=self.env_session, sequences=self.group_size, count=max(1, self.workers - len(self.in_flight))
+            env_id=0,
+            session=self.env_session,
+            sequences=self.group_size,
+            count=max(1, self.workers - len(self.in_flight)),
         )
         if len(self.in_flight) >= self.workers:
             return

@@ -89,9 +89,7 @@ def test_the_routes_that_change_a_run_each_need_the_role_that_owns_them() -> Non
         ({"Authorization": f"bearer  {TOKENS['admin'][0]}"}, 409),
     ],
 )
-def test_a_request_needs_a_known_token_of_the_right_role(
-    url: str, headers: Mapping[str, str], status: int
-) -> None:
+def test_a_request_needs_a_known_token_of_the_right_role(url: str, headers: Mapping[str, str], status: int) -> None:
     body = {"session": 1, "policy_version": 0}
 
     answer = httpx.post(f"{url}/v1/policy", json=body, headers=httpx.Headers(headers, encoding="latin-1"))

@@ -343,9 +343,7 @@ def test_a_missing_or_unknown_token_is_a_401_and_a_wrong_role_a_403(desk: Desk) 
 
 def test_a_body_over_the_limit_is_refused(desk: Desk) -> None:
     stated = desk.post_group(b"x" * ((1 << 20) + 1))
-    chunked = desk.env.post(
-        "/v1/groups", content=(b"x" * 65536 for _ in range(40)), headers={"Content-Type": GROUPS}
-    )
+    chunked = desk.env.post("/v1/groups", content=(b"x" * 65536 for _ in range(40)), headers={"Content-Type": GROUPS})
 
     assert_refused(stated, 413, str((1 << 20) + 1), "max_body_bytes=1048576")
     assert_refused(chunked, 413, "max_body_bytes=1048576")

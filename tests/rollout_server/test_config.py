@@ -94,7 +94,8 @@ def test_tokens_come_from_file_environment_and_token_file_together(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "text", ["", "env: x", "boss: [abcdefghijklmnopqr]", "env: [1234]", "[", "env: [short]", "env: [has a space in it now]"]
+    "text",
+    ["", "env: x", "boss: [abcdefghijklmnopqr]", "env: [1234]", "[", "env: [short]", "env: [has a space in it now]"],
 )
 def test_a_token_file_that_cannot_be_used_is_refused_without_showing_it(tmp_path: Path, text: str) -> None:
     tokens = tmp_path / "tokens.yaml"

@@ -133,6 +133,7 @@ class FakeClient:
         self.server.session += 1
         self.server.events.append(("open", request.run_name))
         return RunInfo(
+            run_id="run-id",
             run_name=request.run_name,
             session=self.server.session,
             policy_version=self.server.policy_version,
@@ -147,7 +148,7 @@ class FakeClient:
         self.server.on_lease(step)
         if not self.server.waits_until(step):
             await asyncio.sleep(min(0.05, deadline_s))
-            raise NoBatchError(f"no batch for step {step} within 0 s: no environment is registered")
+            raise NoBatchError(f"no batch for step {step}", waiting_for="no environment is registered")
         if self.server.batches is not None:
             return self.server.batches(step)
         return random_groups(step, sequences=self.server.sequences)
