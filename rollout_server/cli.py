@@ -16,8 +16,8 @@ from rollout_server import logs
 from rollout_server.app import create_app
 from rollout_server.config import ServerConfig
 from rollout_server.config_sources import masked_yaml, nearest, resolve
-from rollout_server.freed_memory import keep_freed_memory
 from rollout_server.serving import listen, make_server
+from rollout_server.tuning import tune_process
 
 EXAMPLES = """Flags win over environment variables (ATROPOS_SERVER_PORT=8100), those over the file, the file over the defaults.
 
@@ -28,9 +28,6 @@ examples:
   run-api --host 0.0.0.0 --token-file tokens.yaml --ssl-certfile cert.pem --ssl-keyfile key.pem
   run-api --config server.yaml --dry-run       print the resolved configuration and stop
 """
-
-SWITCH_INTERVAL_S = 0.0005
-"""The event loop and the writing thread share one interpreter: whoever waits for it waits for the other's answers too."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _serve(config: ServerConfig) -> None:
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    keep_freed_memory()
+    tune_process()
     logs.set_up(config.log_level, config.log_format)
     listener = listen(config)
     scheme = "https" if config.ssl_certfile else "http"

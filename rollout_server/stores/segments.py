@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -59,6 +59,10 @@ class SegmentFiles:
         }
         # A new file at each start: what lies behind the last indexed byte of an old one is never written over.
         self._active = max(self._segments, default=0) + 1
+        self._finished: deque[tuple[int, int]] = deque()
+        """Number and size of segments that nobody needs any more, for the writing thread to put away."""
+        self._retained: deque[tuple[int, int]] = deque()
+        self._retained_bytes = 0
         self._spares: list[Path] = [] if is_new else list(folder.glob("*.spare"))
         self._reading: Counter[int] = Counter()
         """Reads under way, by segment: what is being read is not written over."""
@@ -70,13 +74,15 @@ class SegmentFiles:
         """Payloads that a restarted server may still lease."""
         for place in places:
             self._segments.setdefault(place.segment, _Segment()).needed += 1
-        self.collect()
+        for number in sorted(self._segments):
+            self._finish_if_unneeded(number)
 
     def allocate(self, size: int) -> Place:
         """See Payloads."""
         segment = self._segments.setdefault(self._active, _Segment())
         if segment.size and segment.size + size > self._segment_bytes:
             self._active += 1
+            self._finish_if_unneeded(self._active - 1)
             segment = self._segments[self._active] = _Segment()
         place = Place(self._active, segment.size, size)
         segment.size += size
@@ -85,6 +91,7 @@ class SegmentFiles:
 
     def write(self, payloads: Sequence[tuple[Place, Payload]]) -> None:
         """See Payloads."""
+        self._put_away()
         for number, members in groupby(payloads, key=lambda payload: payload[0].segment):
             descriptor = self._descriptor(number)
             for run in _runs(list(members)):
@@ -105,7 +112,7 @@ class SegmentFiles:
             return _read_all(descriptor, start, end - start)
         finally:
             with self._lock:
-                self._reading[number] -= 1
+                self._reading -= Counter((number,))  # entries at zero go
             os.close(descriptor)
 
     def holds(self, place: Place) -> bool:
@@ -116,17 +123,32 @@ class SegmentFiles:
         """See Payloads."""
         for place in places:
             self._segments[place.segment].needed -= 1
-        self.collect()
+            self._finish_if_unneeded(place.segment)
 
-    def collect(self) -> None:
-        """Delete the oldest files that nobody needs, beyond what is retained."""
-        done = [number for number, s in sorted(self._segments.items()) if s.needed == 0 and number != self._active]
-        excess = sum(self._segments[number].size for number in done) - self._retain_bytes
-        for number in done if self._retain_bytes >= 0 else []:
-            if excess <= 0:
-                break
-            excess -= self._segments.pop(number).size
+    def _finish_if_unneeded(self, number: int) -> None:
+        if number != self._active and self._segments[number].needed == 0:
+            self._finished.append((number, self._segments.pop(number).size))
+
+    def _put_away(self) -> None:
+        """Retain finished segments, oldest out first where they are too many."""
+        while self._finished:
+            number, size = self._finished.popleft()
+            self._retained.append((number, size))
+            self._retained_bytes += size
+            self._drop_from_cache(number)
+        while 0 <= self._retain_bytes < self._retained_bytes:
+            number, size = self._retained.popleft()
+            self._retained_bytes -= size
             self._discard(number)
+
+    def _drop_from_cache(self, number: int) -> None:
+        """What is kept for later need not push out what is in use."""
+        try:
+            descriptor = os.open(_path(self._folder, number), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
     def _discard(self, number: int) -> None:
         path = _path(self._folder, number)
@@ -135,7 +157,6 @@ class SegmentFiles:
                 path.unlink(missing_ok=True)
             elif path.exists():
                 self._spares.append(path.rename(path.with_suffix(".spare")))
-            del self._reading[number]
 
     def close(self) -> None:
         """Close the file being written."""

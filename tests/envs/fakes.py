@@ -61,7 +61,7 @@ class FakeRolloutServer:
 
     def info(self) -> RunInfo:
         return RunInfo(
-            run_id="run-id",
+            run_id=f"id-of-{self.request.run_name}",
             run_name=self.request.run_name, session=1, policy_version=self.policy_version, committed_step=0,
             acknowledged_step=self.step, request=self.request,
         )  # fmt: skip

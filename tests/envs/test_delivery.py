@@ -18,7 +18,13 @@ from tests.envs.fakes import a_scored_group
 
 def to_wire(group: Any, origins: dict[bytes, Origin] | None = None, fallback_version: int = 9) -> Group:
     return wire_group(
-        group, group_id="g", env_id=0, run_id="run-id", ticket=None, origins=origins or {}, fallback_version=fallback_version
+        group,
+        group_id="g",
+        env_id=0,
+        run_id="run-id",
+        ticket=None,
+        origins=origins or {},
+        fallback_version=fallback_version,
     )
 
 

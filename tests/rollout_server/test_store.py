@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -673,13 +674,21 @@ class TestEnvironmentsAndServers:
         assert [entry.server.url for entry in (await store.status()).inference_servers] == ["http://b"]
 
 
+def _from_any_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    loop.call_soon_threadsafe(event.set)
+
+
 class TestWatching:
     async def test_waiters_are_woken_and_events_are_told(self, store: Store) -> None:
         capacity, queue, events = asyncio.Event(), asyncio.Event(), asyncio.Queue[tuple[str, str]]()
         loop = asyncio.get_running_loop()
-        store.on_capacity = lambda: loop.call_soon_threadsafe(capacity.set) and None
-        store.on_queue = lambda: loop.call_soon_threadsafe(queue.set) and None
-        store.on_event = lambda kind, text: loop.call_soon_threadsafe(events.put_nowait, (kind, text)) and None
+
+        def on_event(kind: str, text: str) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, (kind, text))
+
+        store.on_capacity = partial(_from_any_thread, loop, capacity)
+        store.on_queue = partial(_from_any_thread, loop, queue)
+        store.on_event = on_event
 
         trainer, _ = await started(store)
         await store.append(blobs(a_group(), a_group()))

@@ -162,7 +162,12 @@ def fake_http_server(answers: Callable[[int], Response]) -> Iterator[str]:
         body = RunRequest.model_validate_json(await request.body())
         info = RunInfo(
             run_id="run-id",
-            run_name=body.run_name, session=5, policy_version=-1, committed_step=0, acknowledged_step=0, request=body
+            run_name=body.run_name,
+            session=5,
+            policy_version=-1,
+            committed_step=0,
+            acknowledged_step=0,
+            request=body,
         )
         return info.model_dump()
 

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from typing import Any
 
-
 import numpy as np
 import pydantic
 import pytest

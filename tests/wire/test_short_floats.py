@@ -30,7 +30,7 @@ def test_what_people_write_comes_back_as_they_wrote_it(text: str) -> None:
     assert json.dumps(short_decimals(column).tolist()) == f"[{text}]"
 
 
-@given(value=st.floats(min_value=-1e6, max_value=-1e-6, width=32))
+@given(value=st.floats(min_value=-1e6, max_value=-(2.0**-20), width=32))
 def test_a_logprob_takes_nine_digits_at_most(value: float) -> None:
     (short,) = short_decimals(np.array([value], dtype=np.float32)).tolist()
 
