@@ -155,8 +155,7 @@ async def _inflate(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[by
     inflater, inflated, is_empty = zlib.decompressobj(GZIP_WINDOW_BITS), 0, True
     async for chunk in chunks:
         is_empty = False
-        has_more = True
-        while has_more:
+        while chunk:  # the trailer stays behind as long as output does: no input left means nothing left inside
             if inflater.eof:
                 inflater = zlib.decompressobj(GZIP_WINDOW_BITS)
             try:
@@ -171,8 +170,6 @@ async def _inflate(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[by
             yield piece
             await asyncio.sleep(0)
             chunk = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-            # A full piece may have left more inside the inflater, with no input over.
-            has_more = bool(chunk) or (len(piece) == INFLATE_STEP_BYTES and not inflater.eof)
     if not is_empty and not inflater.eof:
         raise BodyEncodingError(f"gzip body ends early, after {inflated} inflated bytes; send the whole stream")
 

@@ -143,7 +143,7 @@ async def status(services: Inject) -> dict[str, int]:
 
 @router.get("/status-env")
 @router.post("/status-env")
-async def status_env(request: Request, services: Inject) -> dict[str, float]:
+async def status_env(request: Request, services: Inject) -> dict[str, int | float]:
     """What an old environment's scheduler asks many times a second; asking shows that it lives."""
     env_id = await _env_id(request, services)
     await services.store.touch_env(env_id)

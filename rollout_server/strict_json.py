@@ -76,10 +76,7 @@ def _float(digits: str) -> float:
 
 
 class JsonRequest(Request):
-    """A request whose JSON body came through our limits and parser.
-
-    While the server drains, a caller that waits is treated as gone, so that long-polls answer at once.
-    """
+    """A request whose JSON body came through our limits and parser."""
 
     async def prepare(self, config: ServerConfig) -> None:
         """Read and parse the body before FastAPI looks at it."""
@@ -88,10 +85,6 @@ class JsonRequest(Request):
             check_media_type(self, "application/json")
             self._json = parse_json(body)
         self._body = body
-
-    async def is_disconnected(self) -> bool:
-        """Whether there is nobody left to wait for."""
-        return self.app.state.drain.is_draining or await super().is_disconnected()
 
 
 class JsonRoute(APIRoute):

@@ -30,10 +30,10 @@ def find_server() -> str | None:
 
 
 class ValkeyProcess:
-    """One server; its data outlives it in its folder when it is durable.
+    """One server; its data outlives it in its folder.
 
     Args:
-        is_durable: an append-only file, flushed before each answer.
+        is_durable: every change is on disk before its answer; otherwise within a second.
     """
 
     def __init__(self, folder: Path, *, is_durable: bool = False) -> None:
@@ -41,7 +41,8 @@ class ValkeyProcess:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "valkey.log"
-        durability = ["--appendonly", "yes", "--appendfsync", "always"] if is_durable else ["--appendonly", "no"]
+        fsync = "always" if is_durable else "everysec"
+        durability = ["--appendonly", "yes", "--appendfsync", fsync]
         self._options = [
             "--port",
             str(self.port),

@@ -39,7 +39,7 @@ class QueueFigures:
     """Sequences of the largest queued group; 0 when none is queued."""
 
 
-def env_status(env_id: int, envs: Mapping[int, EnvFigures], queue: QueueFigures) -> dict[str, float]:
+def env_status(env_id: int, envs: Mapping[int, EnvFigures], queue: QueueFigures) -> dict[str, int | float]:
     """The six figures for one environment.
 
     One that is not known is told the plain state of the run with full weight, so that it goes on: its groups are taken.

@@ -33,7 +33,8 @@ class Case:
 
 CASES = {
     "alone with an empty queue": Case(
-        {0: ENV}, QUEUE, {"queue_size": 0, "self_queue_size": 0, "max_group_size": 1, "env_weight": 1.0, "unallocated_fraction": 1.0, "current_step": 7}
+        {0: ENV}, QUEUE, {"queue_size": 0, "self_queue_size": 0, "max_group_size": 1, "env_weight": 1.0,
+         "unallocated_fraction": 1.0, "current_step": 7},
     ),
     "own groups count in groups of its size": Case(
         {0: replace(ENV, queued_sequences=14)},
