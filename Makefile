@@ -6,7 +6,7 @@ RUN := . $(VENV)/bin/activate &&
 export PYTHON VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help install model demo test test-fast check format config-md clean
+.PHONY: help install model demo test test-fast chaos check format config-md clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test: model  ## the whole test suite, with real vLLM, DeepSpeed and SIGKILLs
 
 test-fast: install  ## the tests that need neither vLLM nor the model
 	@$(RUN) python -m pytest -m "not vllm" $(ARGS)
+
+chaos: install  ## kill every process at random for ten minutes, on SQLite and on Redis: nothing lost, nothing twice
+	@$(RUN) CHAOS_STEPS=$${CHAOS_STEPS:-1500} CHAOS_KILL_PERIOD_S=$${CHAOS_KILL_PERIOD_S:-1.5} python -m pytest tests/chaos $(ARGS)
 
 check: install  ## format, lint, types, import rules, fast tests
 	@$(RUN) scripts/check

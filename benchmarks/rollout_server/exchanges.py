@@ -18,6 +18,7 @@ from benchmarks.rollout_server.payloads import (
     columns_payload,
     json_payload,
     single_json_payload,
+    widened,
 )
 from benchmarks.rollout_server.shapes import Shape
 
@@ -178,6 +179,7 @@ class JsonExchange:
         """The groups reduced to the fields that were sent and encoded the same way again."""
         sent = msgspec.json.decode(self.payload.groups[0].data)
         for group in msgspec.json.decode(batch)["batch"]:
+            group["inference_logprobs"] = widened(group["inference_logprobs"])
             yield msgspec.json.encode({name: group[name] for name in sent})
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from atroposlib.wire.columns import NOT_SAMPLED, Group, encode_group
-from atroposlib.wire.json_codec import group_to_json
 from benchmarks.rollout_server.shapes import Shape
 
 ID_DIGITS = 24
@@ -114,9 +115,24 @@ def single_json_payload(shape: Shape) -> Payload:
 
 
 def json_group(shape: Shape, seed: int) -> dict[str, object]:
-    """What an old environment sends for a sample group."""
-    known = group_to_json(sample_group(shape, seed))
-    group: dict[str, object] = {
-        name: known[name] for name in ("tokens", "masks", "scores", "inference_logprobs") if name in known
+    """What an old environment sends for a sample group: logprobs with the digits that inference servers answer with."""
+    group = sample_group(shape, seed)
+    assert group.inference_logprobs is not None
+    trained, wide = group.loss_mask == 1, group.inference_logprobs.astype(np.float64)
+
+    def rows(column: npt.NDArray[Any]) -> list[Any]:
+        return list(column.reshape(shape.sequences, shape.tokens_each).tolist())
+
+    return {
+        "tokens": rows(group.tokens),
+        "masks": rows(np.where(trained, group.tokens, -100)),
+        "scores": group.scores.tolist(),
+        "inference_logprobs": rows(np.where(trained, wide, 1.0)),
+        "env_id": 0,
+        "group_overrides": {"id": PLACEHOLDER.decode()},
     }
-    return group | {"env_id": 0, "group_overrides": {"id": PLACEHOLDER.decode()}}
+
+
+def widened(logprobs: list[list[float]]) -> list[list[float]]:
+    """Single-precision numbers with all their digits, however few they were written with."""
+    return [np.array(row, dtype=np.float32).astype(np.float64).tolist() for row in logprobs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +33,8 @@ from tests.builders import a_group, a_run
 from tests.rollout_server.conftest import Stores
 
 LIMITS = {"ticket_ttl_s": 10.0, "env_timeout_s": 25.0, "allocation_wait_s": 15.0, "max_queued_bytes": 40_000}
-EXAMPLES, CALLS = 50, 40
+EXAMPLES, CALLS = 25, 40
+BUSY_CALLS = 250
 ENVS = 3
 PROFILE = settings(
     max_examples=EXAMPLES, stateful_step_count=CALLS, deadline=None, suppress_health_check=list(HealthCheck)
@@ -247,7 +249,10 @@ class Lockstep(RuleBasedStateMachine):
     # Groups
 
     @rule(
-        env_id=st.integers(0, 1), groups=st.integers(1, 6), n=st.sampled_from([2, 2, 2, 1, 3]), keeps=st.integers(0, 2)
+        env_id=st.integers(0, ENVS - 1),
+        groups=st.integers(1, 6),
+        n=st.sampled_from([2, 2, 2, 1, 3]),
+        keeps=st.integers(0, 2),
     )
     def an_environment_works(self, env_id: int, groups: int, n: int, keeps: int) -> None:
         """Some of its groups stay in flight."""
@@ -398,8 +403,55 @@ def forget_what_no_journal_keeps(state: RunState, now: float, ticket_ttl_s: floa
     state.trainer_last_seen = state.trainer_waits_for = state.latest = None
 
 
+def play_a_busy_run(machine: Lockstep, rng: random.Random) -> None:
+    """What a run is made of, and now and then what it is not: weighted, which rules cannot be."""
+    plays: dict[Callable[[], None], float] = {
+        lambda: machine.an_environment_works(
+            rng.randrange(ENVS), rng.randint(1, 5), rng.choice([2, 2, 2, 1, 3]), rng.choice([0, 0, 1, 2])
+        ): 8,
+        lambda: machine.the_trainer_works(rng.randint(1, 2), rng.random() < 0.8): 5,
+        lambda: machine.lease(rng.choice([0, 0, 1, 2]), rng.randrange(3), rng.random() < 0.5): 2,
+        lambda: machine.post_with_tickets(rng.randrange(8), 2, rng.randint(1, 3)) if machine.tickets else None: 2,
+        lambda: machine.update_tickets(rng.randrange(8), 2, "renew_tickets") if machine.tickets else None: 1,
+        lambda: machine.update_tickets(rng.randrange(8), 2, "return_tickets") if machine.tickets else None: 0.5,
+        lambda: machine.post_without_ticket(
+            rng.randrange(ENVS), 2, rng.choice([None, 0, 3, 5]), rng.choice(["none", "right", "wrong"]), False
+        ): 0.5,
+        lambda: machine.post_again(rng.randrange(100)) if machine.posted else None: 0.5,
+        lambda: machine.grant(rng.randrange(ENVS), 2, 5): 1,
+        lambda: machine.time_passes(rng.choice([1, 4, 11, 16]), rng.random() < 0.7): 1.5,
+        lambda: machine.nack(rng.choice([1, 1, 2]), rng.random() < 0.5): 0.7,
+        lambda: machine.commit(rng.choice([0, 1])): 1,
+        lambda: machine.the_server_restarts(0): 0.3,
+        lambda: machine.register_env(rng.randrange(ENVS), 2, rng.choice([1.0, 3.0, 0.0]), rng.choice([None, 0.5])): 0.4,
+        lambda: machine.open_run(
+            "a", 4, rng.choice([0, 1, 2]), rng.choice(["wait", "requeue", "drop"]), 1000, None
+        ): 0.4,
+    }
+    machine.begin(4, 1, "wait")
+    for play in rng.choices(list(plays), list(plays.values()), k=BUSY_CALLS):
+        play()
+        machine.every_group_is_somewhere_once_and_every_count_adds_up()
+
+
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
 def test_a_store_behaves_as_the_state_machine_in_memory(kind: str, request: pytest.FixtureRequest) -> None:
     url = request.getfixturevalue("valkey").url if kind == "redis" else None
 
     run_state_machine_as_test(partial(Lockstep, kind, url), settings=PROFILE)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_store_behaves_as_the_state_machine_in_a_busy_run(
+    kind: str, seed: int, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue("valkey").url if kind == "redis" else None
+    machine = Lockstep(kind, url)
+    try:
+        play_a_busy_run(machine, random.Random(seed))
+        status = machine._status()
+    finally:
+        machine.teardown()
+
+    assert status["formed_steps"] > 20, "too little happened to prove anything"
