@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -89,7 +88,7 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     rollout_server_url: str = "http://127.0.0.1:8000"
     """Base URL."""
     rollout_server_token: str | None = None
-    """Bearer token of the role trainer; ATROPOS_TRAINER_TOKEN if absent."""
+    """Bearer token of the role trainer; what ATROPOS_TOKEN holds if absent."""
     inference_servers: list[str] = field(default_factory=list)
     """Base URLs, without /v1, of the servers that get new weights. None: the version follows the step at once."""
     weight_sync_timeout_s: float = 60.0
@@ -157,8 +156,6 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
             self.run_name = Path(self.run_dir).resolve().name
         if self.output_dir is None:
             self.output_dir = str(self.checkpoints_dir)
-        if self.rollout_server_token is None:
-            self.rollout_server_token = os.environ.get("ATROPOS_TRAINER_TOKEN")
         if self.report_to is None:
             self.report_to = []
         self.disable_tqdm = True

@@ -279,7 +279,9 @@ def _raw_header(view: memoryview) -> tuple[Any, int]:
     n_tensors = sum(getattr(header, name) is not None for name in COLUMNS)
     stated = bytes(text).count(b'"data_offsets"')
     if stated != n_tensors:
-        raise GroupFormatError(f"blob header names {stated} tensors but only {n_tensors} differ: a column is there twice")
+        raise GroupFormatError(
+            f"blob header names {stated} tensors but only {n_tensors} differ: a column is there twice"
+        )
     return header, 8 + length
 
 

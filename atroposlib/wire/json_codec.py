@@ -6,6 +6,7 @@ come back as the shortest decimals that read as the same float32.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -92,31 +93,36 @@ class JsonFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """[T] candidates of each position, where positions differ; the columns are padded."""
 
 
-_ONE = msgspec.json.Decoder(ScoredData)
-_MANY = msgspec.json.Decoder(list[ScoredData])
-_LENIENT_ONE = TypeAdapter(ScoredData)
-_LENIENT_MANY = TypeAdapter(Annotated[list[ScoredData], _FIRST_ERROR])
+_GROUP = msgspec.json.Decoder(ScoredData)
+_PARTS = msgspec.json.Decoder(list[msgspec.Raw])
+_LENIENT_GROUP = TypeAdapter(ScoredData)
+_LENIENT_PARTS = TypeAdapter(list[Any])
 
 
-def read_scored_data(body: bytes) -> ScoredData:
+def read_scored_data(body: bytes | msgspec.Raw) -> ScoredData:
     """The group in a JSON text.
 
     Raises:
         pydantic.ValidationError: as FastAPI reports it, with the place of what is wrong.
     """
     try:
-        return _ONE.decode(body)
+        return _GROUP.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # Numbers in quotes, 4.0 for 4, true for 1.0: rare and slow, but they were always taken.
-        return _LENIENT_ONE.validate_json(body)
+        return _LENIENT_GROUP.validate_json(bytes(body))
 
 
-def read_scored_data_list(body: bytes) -> list[ScoredData]:
-    """The groups in a JSON text. Raises pydantic.ValidationError as read_scored_data does."""
+def split_scored_data_list(body: bytes) -> Sequence[bytes | msgspec.Raw]:
+    """The texts of the groups in a JSON list, to be read one by one: the numbers of all as Python objects take much memory.
+
+    Raises:
+        pydantic.ValidationError: not a JSON list.
+    """
     try:
-        return _MANY.decode(body)
+        return _PARTS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _LENIENT_MANY.validate_json(body)
+        # NaN is no JSON, but was always read; whoever reads the group refuses it by name.
+        return [json.dumps(part).encode() for part in _LENIENT_PARTS.validate_json(body)]
 
 
 def group_from_json(data: ScoredData, *, group_id: str) -> Group:

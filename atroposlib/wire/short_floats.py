@@ -23,23 +23,25 @@ def short_decimals(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     exact = values.astype(np.float64)
     magnitude = np.abs(exact)
     magnitude[magnitude == 0.0] = 1.0
-    exponent = np.floor(np.log10(magnitude)).astype(np.int64)
-    result, is_open = exact.copy(), np.ones(len(values), dtype=bool)
-    for digits in (7, 8, 9):
-        rounded = _rounded(exact, digits - 1 - exponent)
-        fits = is_open & (rounded.astype(np.float32) == values)
-        result[fits] = rounded[fits]
-        is_open &= ~fits
-        if not is_open.any():
+    exponent = np.floor(np.log10(magnitude)).astype(np.intp)
+    result, is_fit = _rounded(exact, values, 6 - exponent)
+    for places in (7, 8):
+        is_open = np.flatnonzero(~is_fit)
+        if not len(is_open):
             break
-    return result
+        result[is_open], is_fit[is_open] = _rounded(exact[is_open], values[is_open], places - exponent[is_open])
+    return np.where(is_fit, result, exact)
 
 
-def _rounded(values: npt.NDArray[np.float64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """[T] each value rounded to so many decimal places; negative places round before the point."""
-    limit = len(_EXACT_POWERS) - 1
-    up, down = _EXACT_POWERS[np.clip(places, 0, limit)], _EXACT_POWERS[np.clip(-places, 0, limit)]
+def _rounded(
+    exact: npt.NDArray[np.float64], values: npt.NDArray[np.float32], places: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """[T] each value rounded to so many decimal places, and whether it still reads as the same float32.
+
+    Negative places round before the point.
+    """
+    up, down = _EXACT_POWERS.take(places, mode="clip"), _EXACT_POWERS.take(-places, mode="clip")
     # Beyond the float32 range the result is infinite, and does not compare equal.
     with np.errstate(over="ignore"):
-        rounded: npt.NDArray[np.float64] = np.rint(values * up / down) / up * down
-    return rounded
+        rounded = np.rint(exact * up / down) / up * down
+        return rounded, rounded.astype(np.float32) == values

@@ -7,11 +7,14 @@ cost. Answers must state their length or come in chunks.
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 TIMEOUT_S = 180.0
+IDLE_S = 3.0
+"""A connection that was not used for so long is made anew: uvicorn hangs up after 5 s."""
 FIRST_READ_BYTES = 64 << 10
 COLUMNS_HEADER = b"Content-Type: application/vnd.atropos.groups\r\n"
 JSON_HEADER = b"Content-Type: application/json\r\n"
@@ -35,8 +38,10 @@ class HttpConnection:
     """One connection to 127.0.0.1:port."""
 
     def __init__(self, port: int, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._address = ("127.0.0.1", port)
+        self._timeout_s = timeout_s
+        self._socket = self._connect()
+        self._used = time.monotonic()
         self._host = b"Host: 127.0.0.1:%d\r\n" % port
         self._buffer = bytearray(FIRST_READ_BYTES)
 
@@ -56,10 +61,20 @@ class HttpConnection:
         """Send one request and read its whole answer."""
         length = b"Content-Length: %d\r\n" % len(body) if body or method == b"POST" else b""
         head = b"%s %s HTTP/1.1\r\n%s%s%s\r\n" % (method, path.encode(), self._host, length, headers)
+        if time.monotonic() - self._used > IDLE_S:
+            self._socket.close()
+            self._socket = self._connect()
         self._socket.sendall(head)
         if body:
             self._socket.sendall(body)
-        return self._read_answer()
+        answer = self._read_answer()
+        self._used = time.monotonic()
+        return answer
+
+    def _connect(self) -> socket.socket:
+        connection = socket.create_connection(self._address, timeout=self._timeout_s)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
 
     def _read_answer(self) -> Answer:
         filled, end = 0, -1

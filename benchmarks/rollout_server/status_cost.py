@@ -5,23 +5,22 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 
-from benchmarks.rollout_server.contenders import CONTENDERS
-from benchmarks.rollout_server.exchanges import Exchange, Taker
+from benchmarks.rollout_server.contenders import contender
+from benchmarks.rollout_server.exchanges import Taker
 from benchmarks.rollout_server.filling import fill
 from benchmarks.rollout_server.http_connection import JSON_HEADER, HttpConnection
-from benchmarks.rollout_server.report import Cell, progress, save, table
+from benchmarks.rollout_server.report import progress, save, table
 from benchmarks.rollout_server.shapes import Shape
 
 SMALL = Shape(sequences=2, tokens_each=8)
 STATUS_CALLS = 300
-LEASES = 12
-BATCHES = 7
-BATCHES_TAKEN = LEASES + 1 + BATCHES
-EXAMPLES = """Groups of 2 sequences of 8 tokens, batches of 256 groups; medians in milliseconds.
+BATCHES = 12
+EXAMPLES = """Groups of 2 sequences of 8 tokens, batches of 256 groups; medians in milliseconds. The first /batch stands apart:
+upstream forms all batches then.
 
 examples:
   python -m benchmarks.rollout_server status
@@ -30,17 +29,33 @@ examples:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """Milliseconds a call, at one queue length."""
+class NativeCosts:
+    """Milliseconds a call of the native routes."""
+
+    server: str
+    queued_groups: int
+    status_ms: float
+    lease_and_ack_ms: float | None
+
+
+@dataclass(frozen=True)
+class OldCosts:
+    """Milliseconds a call of the old routes."""
 
     server: str
     queued_groups: int
     status_env_ms: float
-    v1_status_ms: float | None
-    lease_and_ack_ms: float | None
     first_batch_ms: float
-    """GET /batch after no batch was asked for: upstream forms every batch then."""
     batch_ms: float
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """A server with a queue, and ways to it."""
+
+    queued_groups: int
+    connection: HttpConnection
+    taker: Taker
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,76 +63,76 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "status", help=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--server", default="ours-normal", help="contender measured as ours (ours-normal)")
-    parser.add_argument("--ours", default="0,100000", help="groups queued in our server (0,100000)")
-    parser.add_argument("--upstream", default="0,5000,20000", help="groups queued in upstream's (0,5000,20000)")
+    parser.add_argument("--ours", type=_lengths, default="0,100000", help="groups queued in our server (0,100000)")
+    parser.add_argument(
+        "--upstream", type=_lengths, default="0,5000,20000", help="groups queued in upstream's (0,5000,20000)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure every queue length on a fresh server."""
-    lengths: Mapping[str, str] = {args.server: args.ours, "upstream": args.upstream}
-    costs = []
-    for name, text in lengths.items():
-        for groups in (int(part) for part in text.split(",") if part):
-            progress(f"{name}: {groups} groups queued")
-            costs.append(_measure(name, groups))
-    rows: Sequence[Sequence[Cell]] = [list(asdict(each).values()) for each in costs]
-    print(
-        table(
-            [
-                "server",
-                "groups queued",
-                "/status-env ms",
-                "/v1/status ms",
-                "lease + ack ms",
-                "first /batch ms",
-                "/batch ms",
-            ],
-            rows,
-        )
-    )
-    save("status", {"costs": [asdict(each) for each in costs]})
+    native = [_native("ours-normal", groups) for groups in args.ours]
+    old = [_old("ours-json", groups) for groups in args.ours] + [_old("upstream", groups) for groups in args.upstream]
+    columns = ["server", "groups queued", "/v1/status ms", "lease + ack ms"]
+    print(table(columns, [list(asdict(each).values()) for each in native]), end="\n\n")
+    columns = ["server", "groups queued", "/status-env ms", "first /batch ms", "/batch ms"]
+    print(table(columns, [list(asdict(each).values()) for each in old]))
+    save("status", {"native": [asdict(each) for each in native], "old": [asdict(each) for each in old]})
 
 
-def _measure(name: str, groups: int) -> Costs:
-    chosen = CONTENDERS[name]
+def _lengths(text: str) -> list[int]:
+    lengths = [int(part) for part in text.split(",")]
+    for groups in lengths:
+        if 0 < groups <= BATCHES * SMALL.groups_per_batch:
+            raise argparse.ArgumentTypeError(
+                f"{groups} groups do not make {BATCHES + 1} batches of 256: queue 0 or 5000"
+            )
+    return lengths
+
+
+def _native(name: str, groups: int) -> NativeCosts:
+    with _filled(name, groups) as server:
+
+        def status() -> None:
+            server.connection.call(b"GET", "/v1/status").expect()
+
+        def lease_and_ack() -> None:
+            if server.taker.take() is None:
+                raise RuntimeError("a full queue gave no batch")
+
+        status_ms = median_ms(status, STATUS_CALLS)
+        # An empty queue is long-polled for a second: that is no cost.
+        return NativeCosts(name, server.queued_groups, status_ms, median_ms(lease_and_ack, BATCHES) if groups else None)
+
+
+def _old(name: str, groups: int) -> OldCosts:
+    with _filled(name, groups) as server:
+        nothing = b'{"batch":null}'
+
+        def status_env() -> None:
+            server.connection.call(b"GET", "/status-env", b'{"env_id":0}', JSON_HEADER).expect()
+
+        def batch() -> None:
+            answer = server.connection.call(b"GET", "/batch").expect()
+            if (answer == nothing) != (server.queued_groups == 0):
+                raise RuntimeError(f"unexpected batch with {server.queued_groups} groups queued: {answer[:200]!r}")
+
+        status_ms, first_ms = median_ms(status_env, STATUS_CALLS), median_ms(batch, 1)
+        return OldCosts(name, server.queued_groups, status_ms, first_ms, median_ms(batch, BATCHES))
+
+
+@contextmanager
+def _filled(name: str, groups: int) -> Iterator[_Filled]:
+    progress(f"{name}: {groups} groups queued")
+    chosen = contender(name)
     exchange = chosen.exchange(SMALL)
-    if 0 < groups <= (BATCHES_TAKEN - 1) * SMALL.groups_per_batch:
-        raise ValueError(
-            f"{groups} groups are too few for {BATCHES_TAKEN} batches of {SMALL.groups_per_batch}: queue 0 or 5000"
-        )
     with (
         chosen.serve() as server,
         HttpConnection(server.port) as connection,
         closing(exchange.open(server.port)) as taker,
     ):
-        queued = fill(exchange, server.port, groups=groups)
-        return _costs(name, exchange, queued, connection, taker, is_ours=not chosen.is_peer)
-
-
-def _costs(
-    name: str, exchange: Exchange, queued: int, connection: HttpConnection, taker: Taker, *, is_ours: bool
-) -> Costs:
-    def status_env() -> None:
-        connection.call(b"GET", "/status-env", b'{"env_id":0}', JSON_HEADER).expect()
-
-    def v1_status() -> None:
-        connection.call(b"GET", "/v1/status").expect()
-
-    def lease_and_ack() -> None:
-        assert (taker.take() is None) == (queued == 0)
-
-    def batch() -> None:
-        answer = connection.call(b"GET", "/batch").expect()
-        assert (answer == b'{"batch":null}') == (queued == 0), answer[:200]
-
-    status_ms = median_ms(status_env, STATUS_CALLS)
-    native_ms = median_ms(v1_status, STATUS_CALLS) if is_ours else None
-    # An empty queue is long-polled for a second: that is no cost.
-    lease_ms = median_ms(lease_and_ack, LEASES) if is_ours and queued else None
-    first_ms = median_ms(batch, 1)
-    return Costs(name, queued, status_ms, native_ms, lease_ms, first_ms, median_ms(batch, BATCHES))
+        yield _Filled(fill(exchange, server.port, groups=groups), connection, taker)
 
 
 def median_ms(call: Callable[[], None], times: int) -> float:

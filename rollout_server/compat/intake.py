@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+import msgspec
 
 from atroposlib.errors import GroupFormatError
 from atroposlib.wire.columns import Blob, Group, encode_group, read_blobs
@@ -13,7 +15,7 @@ from atroposlib.wire.json_codec import (
     ScoredData,
     group_from_json,
     read_scored_data,
-    read_scored_data_list,
+    split_scored_data_list,
 )
 from rollout_server.compat.answering import work
 from rollout_server.compat.dedupe import Deduplication, content_digest
@@ -49,19 +51,16 @@ class Reader:
 
     def one(self, body: bytes) -> list[Intake]:
         """The body of POST /scored_data. Raises RequestValidationError."""
-        return self._take([parse(read_scored_data, body)], is_list=False)
+        return [self._checked(body, ("body",), Counter())]
 
     def many(self, body: bytes) -> list[Intake]:
         """The body of POST /scored_data_list; one bad group refuses them all. Raises RequestValidationError."""
-        return self._take(parse(read_scored_data_list, body), is_list=True)
-
-    def _take(self, groups: Sequence[ScoredData], *, is_list: bool) -> list[Intake]:
         seen: Counter[str] = Counter()
-        return [
-            self._checked(data, ("body", index) if is_list else ("body",), seen) for index, data in enumerate(groups)
-        ]
+        parts = parse(split_scored_data_list, body)
+        return [self._checked(part, ("body", index), seen) for index, part in enumerate(parts)]
 
-    def _checked(self, data: ScoredData, location: Location, seen: Counter[str]) -> Intake:
+    def _checked(self, text: bytes | msgspec.Raw, location: Location, seen: Counter[str]) -> Intake:
+        data = parse(read_scored_data, text, location)
         try:
             return self._encoded(data, seen)
         except GroupFieldError as error:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+B = TypeVar("B")
 T = TypeVar("T")
 
 Location = tuple[str | int, ...]
@@ -60,16 +61,17 @@ class EnvIdentifier(OldMessage):
     env_id: int
 
 
-def parse(read: Callable[[bytes], T], body: bytes) -> T:
+def parse(read: Callable[[B], T], body: B, location: Location = ("body",)) -> T:
     """What `read` makes of a body.
 
     Args:
         read: a pydantic `validate_json`, or anything else that raises its ValidationError.
+        location: where the body stands in the request.
     Raises:
         RequestValidationError: with type, loc, msg and input of each error.
     """
     if not body:
-        raise refusal("missing", ("body",), "Field required", None)
+        raise refusal("missing", location, "Field required", None)
     try:
         return read(body)
     except ValidationError as error:
@@ -77,7 +79,7 @@ def parse(read: Callable[[bytes], T], body: bytes) -> T:
             [
                 {
                     "type": item["type"],
-                    "loc": ("body", *item["loc"]),
+                    "loc": (*location, *item["loc"]),
                     "msg": item["msg"],
                     "input": _brief(item["input"]),
                 }

@@ -200,7 +200,7 @@ class RedisStore:
 
     async def grant_tickets(self, request: TicketRequest) -> TicketGrant:
         """See Store.grant_tickets."""
-        nonce = uuid.uuid4().hex
+        nonce = uuid.uuid4().hex[:28]
         answer = await self._run(
             "grant_tickets",
             Granted,
@@ -214,7 +214,7 @@ class RedisStore:
         )
         tickets = [
             Ticket(
-                ticket=f"{nonce}-{index}",
+                ticket=f"{nonce}{index:04x}",
                 policy_version=answer.policy_version,
                 deadline_s=self._limits.ticket_ttl_s,
             )

@@ -62,7 +62,11 @@ class RunFolder:
         self._retain_bytes = retain_bytes
         data_dir.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(data_dir)
-        self._db = self._open()
+        try:
+            self._db = self._open()
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._reader = _reader(self.folder)
         self._old_readers: list[sqlite3.Connection] = []
         self._payloads = self._segments()

@@ -50,10 +50,14 @@ def open_database(folder: Path, *, synchronous: str) -> sqlite3.Connection:
         )
     if version == 0:
         db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-    while 0 < version < SCHEMA_VERSION:
-        log.warning("%s: bringing schema version %d up to %d", path, version, version + 1)
-        _migrate(db, folder, version)
-        version += 1
+    try:
+        while 0 < version < SCHEMA_VERSION:
+            log.warning("%s: bringing schema version %d up to %d", path, version, version + 1)
+            _migrate(db, folder, version)
+            version += 1
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

@@ -22,7 +22,7 @@ from atroposlib.wire.json_codec import (
     group_to_json,
     group_to_json_text,
     read_scored_data,
-    read_scored_data_list,
+    split_scored_data_list,
 )
 from tests.builders import a_group
 
@@ -204,11 +204,22 @@ def test_numbers_that_are_none_are_refused(field: str, value: str) -> None:
         decode_groups(encode_group(group_from_json(read_scored_data(body.encode()), group_id="g")))
 
 
-def test_a_list_with_one_bad_group_says_which() -> None:
-    with pytest.raises(pydantic.ValidationError) as refused:
-        read_scored_data_list(json.dumps([minimal(), {"tokens": [["x"]], "masks": [], "scores": []}]).encode())
+def test_a_list_is_cut_into_its_groups() -> None:
+    parts = split_scored_data_list(json.dumps([minimal(), minimal(scores=[0.0, 1.0])]).encode())
 
-    assert refused.value.errors()[0]["loc"] == (1, "tokens", 0, 0)
+    assert [read_scored_data(part).scores for part in parts] == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_a_list_with_a_number_that_is_none_is_cut_too() -> None:
+    (part,) = split_scored_data_list(json.dumps([minimal(scores=[float("nan"), 0.0])]).encode())
+
+    assert np.isnan(read_scored_data(part).scores[0])
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[", b"[1,]", b"\xff", b"[" * 100_000])
+def test_what_is_no_list_is_refused(body: bytes) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        split_scored_data_list(body)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,7 @@
+local function ticket_name(index)
+  return string.format('%s%04x', request.nonce, index)
+end
+
 -- What admission.may_take needs of the environments that compete: nil when nobody else waits.
 local function limit_beside_others(run, env)
   local claims = {env}
@@ -52,13 +56,13 @@ return serve(function()
   local is_finished = run.acknowledged >= run.num_steps
   local granted = 0
   -- A repeated call finds the tickets of the one whose answer was lost.
-  while granted < request.count and redis.call('HEXISTS', key('ticket'), request.nonce .. '-' .. granted) == 1 do
+  while granted < request.count and redis.call('HEXISTS', key('ticket'), ticket_name(granted)) == 1 do
     granted = granted + 1
   end
   if granted < request.count and not is_finished then
     local upto = math.min(request.count, granted + groups_free(run, env))
     for i = granted, upto - 1 do
-      hold_ticket(request.nonce .. '-' .. i, request.env_id, request.sequences, run.policy_version, now + request.ttl_ms)
+      hold_ticket(ticket_name(i), request.env_id, request.sequences, run.policy_version, now + request.ttl_ms)
     end
     granted = upto
   end

@@ -1,0 +1,120 @@
+"""Payload files: what was written can be read, what is needed stays, what is not goes when room is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rollout_server.stores.payloads import Place, split
+from rollout_server.stores.segments import SegmentFiles
+
+
+def a_folder(tmp_path: Path, *, retain_bytes: int = -1, segment_bytes: int = 100) -> SegmentFiles:
+    return SegmentFiles(tmp_path / "segments", is_synced=False, retain_bytes=retain_bytes, segment_bytes=segment_bytes)
+
+
+def put(segments: SegmentFiles, *payloads: bytes) -> list[Place]:
+    places = [segments.allocate(len(payload)) for payload in payloads]
+    segments.write(list(zip(places, payloads, strict=True)))
+    return places
+
+
+def files(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "segments").iterdir())
+
+
+@settings(max_examples=50, deadline=None)
+@given(payloads=st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=30), data=st.data())
+def test_any_places_in_any_order_give_their_bytes(
+    tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes], data: st.DataObject
+) -> None:
+    segments = a_folder(tmp_path_factory.mktemp("segments"))
+    places = put(segments, *payloads)
+    picked = data.draw(st.lists(st.sampled_from(range(len(payloads))), max_size=10))
+
+    chosen = [places[index] for index in picked]
+
+    assert [bytes(part) for part in split(segments.read(chosen), chosen)] == [payloads[index] for index in picked]
+    segments.close()
+
+
+def test_neighbours_are_read_in_one_piece(tmp_path: Path) -> None:
+    segments = a_folder(tmp_path)
+
+    places = put(segments, b"aa", b"bbb", b"c")
+
+    assert segments.read(places) == [b"aabbbc"]
+
+
+def test_a_restart_never_writes_over_what_was_there(tmp_path: Path) -> None:
+    [place] = put(a_folder(tmp_path), b"before")
+
+    again = a_folder(tmp_path)
+    again.adopt([place])
+    put(again, b"after!")
+
+    assert again.read([place]) == [b"before"]
+
+
+def test_released_payload_is_kept_while_there_is_room_and_the_oldest_goes_first(tmp_path: Path) -> None:
+    segments = a_folder(tmp_path, retain_bytes=200)
+    places = [put(segments, bytes([i]) * 100)[0] for i in range(5)]
+
+    segments.release(places[:4])
+    put(segments, b"x")
+
+    assert [segments.holds(place) for place in places] == [False, False, True, True, True]
+
+
+def test_a_payload_that_is_needed_keeps_its_file_whatever_the_room(tmp_path: Path) -> None:
+    segments = a_folder(tmp_path, retain_bytes=0)
+    first, second = put(segments, b"a" * 50, b"b" * 50)
+    put(segments, b"c" * 100)
+
+    segments.release([first])
+    put(segments, b"d")
+
+    assert segments.read([second]) == [b"b" * 50]
+
+
+def test_files_are_used_again_and_do_not_pile_up(tmp_path: Path) -> None:
+    segments = a_folder(tmp_path, retain_bytes=0)
+
+    for i in range(50):
+        [place] = put(segments, bytes([i]) * 100)
+        assert segments.read([place]) == [bytes([i]) * 100]
+        segments.release([place])
+
+    assert len(files(tmp_path)) < 10
+
+
+def test_what_is_being_read_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rollout_server.stores import segments as module
+
+    segments = a_folder(tmp_path, retain_bytes=0)
+    [place] = put(segments, b"old" * 30)
+    put(segments, b"x" * 100)
+    read_all = module._read_all
+
+    def slow_read(descriptor: int, offset: int, size: int) -> bytes:
+        segments.release([place])
+        for _ in range(3):
+            put(segments, b"new" * 33)
+        return read_all(descriptor, offset, size)
+
+    monkeypatch.setattr(module, "_read_all", slow_read)
+
+    assert segments.read([place]) == [b"old" * 30]
+
+
+def test_a_file_that_ends_early_is_an_error_and_not_short_data(tmp_path: Path) -> None:
+    segments = a_folder(tmp_path)
+    [place] = put(segments, b"payload")
+    (path,) = (tmp_path / "segments").iterdir()
+    path.write_bytes(b"pay")
+
+    with pytest.raises(OSError, match="the index promises"):
+        segments.read([place])
