@@ -55,7 +55,7 @@ class EventLog:
         with self._lock:
             if event_id > self._last_id:
                 event_id = 0
-            return [event for event in self._events if event.id >= event_id]
+            return [event for event in self._events if event.id > event_id]
 
     @contextmanager
     def watching(self) -> Iterator[None]:

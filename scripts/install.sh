@@ -51,6 +51,6 @@ layer pip scripts/install.sh -- pip install -U "pip>=25"
 # torch first: anything that depends on it would otherwise choose a build of its own.
 layer torch constraints.txt -- pip install -c constraints.txt torch==2.13.0
 layer atroposlib pyproject.toml constraints.txt -- \
-    pip install -c constraints.txt -e ".[server,trainer,redis,environments,demo,dev]"
+    pip install -c constraints.txt -e ".[server,trainer,redis,export,environments,demo,dev]"
 layer vllm scripts/install_vllm.sh constraints.txt -- scripts/install_vllm.sh
 say "ready: . $VENV/bin/activate"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from typing import Self
 
 TARGET_REQUEST_BYTES = 2_500_000
 COLUMN_BYTES_PER_TOKEN = 9
+
+
+class ShapeError(argparse.ArgumentTypeError, ValueError):
+    """A shape that cannot be read; argparse shows its text."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Shape:
         """`8x512` is 8 sequences of 512 tokens."""
         sequences, _, tokens_each = text.partition("x")
         if not (sequences.isdigit() and tokens_each.isdigit() and int(sequences) and int(tokens_each)):
-            raise ValueError(f"shape {text!r}: write sequences x tokens of each, for example 8x512")
+            raise ShapeError(f"shape {text!r}: write sequences x tokens of each, for example 8x512")
         return cls(int(sequences), int(tokens_each))
 
     def __str__(self) -> str:

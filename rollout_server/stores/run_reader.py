@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from atroposlib.errors import ConfigError
+from atroposlib.errors import ConfigError, GroupFormatError
+from atroposlib.wire.columns import read_blobs
 from atroposlib.wire.models import GroupRecord
 from rollout_server.stores.base import Payload
 from rollout_server.stores.changes import GroupRow, RunRow
@@ -118,6 +119,8 @@ class RunReader:
                 continue
             try:
                 (payload,) = self._payloads.read([row.place])
-            except FileNotFoundError:  # committed, and beyond what is retained
+                (blob,) = read_blobs(payload)
+            except (FileNotFoundError, GroupFormatError, ValueError):  # committed, and beyond what is retained
                 continue
-            yield record_of(row), payload
+            if blob.header.group_id == row.group_id:  # its file may be another segment by now
+                yield record_of(row), payload

@@ -10,6 +10,7 @@ import os
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -183,9 +184,11 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f"{number:08d}.seg"
 
 
-def _files(folder: Path) -> Iterator[tuple[int, Path]]:
+def _files(folder: Path) -> Iterator[tuple[int, int]]:
+    """Number and size of each segment."""
     for path in folder.glob("*.seg"):
-        yield int(path.stem), path
+        with suppress(FileNotFoundError):  # a server that is running may put it away
+            yield int(path.stem), path.stat().st_size
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,167 @@
+"""Two rollout servers on one Redis behind clients that know both: whichever dies, work goes on at the other."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from atroposlib.client import RolloutClient
+from atroposlib.errors import AtroposError, NoBatchError, ServerUnreachableError, UnknownEnvError
+from atroposlib.wire.columns import Group
+from atroposlib.wire.models import EnvRequest, TicketRequest
+from tests.builders import a_group, a_run
+from tests.chaos.test_sigkill import records_of
+from tests.processes import RolloutServerProcess
+from tests.valkey import ValkeyProcess
+
+pytestmark = pytest.mark.redis
+
+STEPS = 40
+BATCH = 8
+MAX_STALENESS = 2
+DEADLINE_S = 60.0
+ATTEMPT_S = 0.5
+
+
+@dataclass
+class Pool:
+    """The clients of both servers; each call goes to one of them, and to the other when that one is dead."""
+
+    clients: list[RolloutClient]
+    failovers: int = 0
+    accepted: set[str] = field(default_factory=set)
+    trained: dict[int, list[str]] = field(default_factory=dict)
+
+    def any(self) -> RolloutClient:
+        return random.choice(self.clients)
+
+    async def progress(self, steps: int) -> None:
+        """Until this many more steps are trained."""
+        goal = min(len(self.trained) + steps, STEPS)
+        while len(self.trained) < goal:  # noqa: ASYNC110  (bounded by the test's deadline)
+            await asyncio.sleep(0.02)
+
+    async def post(self, groups: list[Group]) -> None:
+        """The same groups to a server until one answers: a repetition elsewhere must not count twice."""
+        while True:
+            try:
+                for result in await self.any().post_groups(groups):
+                    assert result.status in ("accepted", "duplicate"), result
+                    self.accepted.add(result.group_id)
+                return
+            except AtroposError as error:
+                self._note(error)
+
+    def _note(self, error: AtroposError) -> None:
+        if isinstance(error, ServerUnreachableError):
+            self.failovers += 1
+        elif not isinstance(error, NoBatchError):
+            raise error
+
+    async def environment(self, name: str) -> None:
+        request = EnvRequest(name=name, group_size=2)
+        env = None
+        while len(self.trained) < STEPS:
+            try:
+                env = env or await self.any().register_env(request)
+                ask = TicketRequest(env_id=env.env_id, session=env.session, sequences=2, count=4, wait_s=0.5)
+                tickets = (await self.any().request_tickets(ask)).tickets
+            except UnknownEnvError:
+                env = None
+                continue
+            except AtroposError as error:
+                self._note(error)
+                continue
+            groups = [a_group(env_id=env.env_id, version=t.policy_version, ticket=t.ticket) for t in tickets]
+            await asyncio.sleep(random.uniform(0, 0.02))
+            if groups:
+                await self.post(groups)
+
+    async def trainer(self, session: int) -> None:
+        """Both ranks of a step ask different servers."""
+        for step in range(STEPS):
+            parts = [await self._shard(step, session, rank) for rank in (0, 1)]
+            self.trained[step] = [group.group_id for part in parts for group in part]
+            await self._until_answered(step, session)
+
+    async def _shard(self, step: int, session: int, rank: int) -> list[Group]:
+        while True:
+            try:
+                groups = await self.any().lease(step, session=session, deadline_s=2, shard=rank, n_shards=2)
+            except AtroposError as error:
+                self._note(error)
+                continue
+            assert all(step - group.version_range[0] <= MAX_STALENESS for group in groups if group.version_range)
+            return list(groups)
+
+    async def _until_answered(self, step: int, session: int) -> None:
+        while True:
+            try:
+                await self.any().ack(step, session=session, policy_version=step + 1)
+                if step % 5 == 4:
+                    await self.any().commit(step + 1, session=session)
+                return
+            except AtroposError as error:
+                self._note(error)
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[ValkeyProcess]:
+    server = ValkeyProcess(tmp_path / "valkey", is_durable=True)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def servers(valkey: ValkeyProcess, tmp_path: Path) -> Iterator[list[RolloutServerProcess]]:
+    options = ("--store", "redis", "--redis-url", valkey.url, "--ticket-ttl-s", "3")
+    servers = [RolloutServerProcess(tmp_path / f"server-{i}", *options) for i in range(2)]
+    for server in servers:
+        server.start()
+    yield servers
+    for server in servers:
+        server.kill()
+
+
+async def test_clients_go_on_at_the_other_server_and_every_group_counts_once(
+    servers: list[RolloutServerProcess], valkey: ValkeyProcess
+) -> None:
+    async def kill_in_turn(pool: Pool) -> None:
+        await pool.progress(4)
+        for server in (*servers, *servers):
+            await asyncio.to_thread(server.kill)
+            await pool.progress(3)  # at the other one
+            await asyncio.to_thread(server.start)
+            await pool.progress(2)
+        await asyncio.to_thread(valkey.kill)
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(valkey.start)
+
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        RolloutClient(servers[0].url, deadline_s=ATTEMPT_S) as first,
+        RolloutClient(servers[1].url, deadline_s=ATTEMPT_S) as second,
+    ):
+        pool = Pool([first, second])
+        run = await first.open_run(a_run(batch_size=BATCH, max_staleness=MAX_STALENESS, num_steps=STEPS))
+        await second.publish_policy(0, session=run.session)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(pool.trainer(run.session))
+            tasks.create_task(kill_in_turn(pool))
+            for name in ("a", "b", "c"):
+                tasks.create_task(pool.environment(name))
+
+    records = await asyncio.to_thread(records_of, servers[1].url)
+    used = [group_id for step in range(STEPS) for group_id in pool.trained[step]]
+    places = {record.group_id: record.state for record in records}
+    assert pool.failovers > 0, "nobody noticed a death"
+    assert len(used) == len(set(used)) == STEPS * BATCH // 2
+    assert {group_id for group_id, state in places.items() if state == "batched"} == set(used)
+    assert {places[group_id] for group_id in pool.accepted} <= {"batched", "queued"}, "accepted, then given up"
+    assert pool.accepted - set(used) == {group_id for group_id, state in places.items() if state == "queued"}
