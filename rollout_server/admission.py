@@ -10,7 +10,6 @@ leave the older ones too few places.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -55,7 +54,16 @@ def overfull_version(bound: Bound, pending: Mapping[int, int]) -> int | None:
 
 def fits(bound: Bound, pending: Mapping[int, int], *, version: int, sequences: int) -> bool:
     """Whether `sequences` more of `version` can be trained in time beside what is pending."""
-    return overfull_version(bound, Counter(pending) + Counter({version: sequences})) is None
+    held, is_counted = 0, False
+    for older in sorted(pending):
+        if older >= version and not is_counted:
+            held, is_counted = held + sequences, True
+            if older > version and held > bound.capacity_until(version):
+                return False
+        held += pending[older]
+        if held > bound.capacity_until(older):
+            return False
+    return is_counted or held + sequences <= bound.capacity_until(version)
 
 
 def must_leave(bound: Bound, pending: Mapping[int, int]) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from atroposlib.wire.columns import NOT_SAMPLED, Group, build_group
+from atroposlib.wire.columns import Group, build_group
+from atroposlib.wire.layout import NOT_SAMPLED
 from atroposlib.wire.models import RunRequest
 
 _ids = itertools.count()

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from atroposlib.wire.columns import Float64
+from atroposlib.wire.layout import Float64
 
 AdvantageScale = Literal["none", "group_std", "batch_std", "loo"]
 ADVANTAGE_SCALES: tuple[AdvantageScale, ...] = get_args(AdvantageScale)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from atroposlib.wire.columns import Float32
+from atroposlib.wire.layout import Float32
 from trainer.losses import LossAggregation, loss_weights
 from trainer.packing import pack_for_ranks
 from trainer.prompt_sharing import Cluster, cluster

@@ -13,7 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from atroposlib.wire.columns import NOT_SAMPLED, Float32, Float64, Group, Int32
+from atroposlib.wire.columns import Group
+from atroposlib.wire.layout import NOT_SAMPLED, Float32, Float64, Int32
 from trainer.advantages import AdvantageScale, batch_advantages
 from trainer.errors import StalenessError, TrainerError
 

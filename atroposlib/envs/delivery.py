@@ -12,7 +12,8 @@ from atroposlib.envs.config import BaseEnvConfig
 from atroposlib.envs.server_handling.provenance import Origin, sequence_key
 from atroposlib.errors import GroupFormatError
 from atroposlib.type_definitions import MASKED, ScoredDataGroup, VersionRuns
-from atroposlib.wire.columns import NOT_SAMPLED, Group, build_group
+from atroposlib.wire.columns import Group, build_group
+from atroposlib.wire.layout import NOT_SAMPLED
 
 
 def drop_reason(group: ScoredDataGroup, config: BaseEnvConfig, *, max_token_len: int) -> str | None:

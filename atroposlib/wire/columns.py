@@ -20,47 +20,19 @@ import numpy.typing as npt
 from safetensors.numpy import save as safetensors_save
 
 from atroposlib.errors import GroupFormatError
-
-WIRE_VERSION = 1
-MAX_HEADER_BYTES = 1 << 20
-NOT_SAMPLED = -1
-"""Policy version of tokens that no policy sampled: the prompt, tool output, templates."""
-
-Int32 = npt.NDArray[np.int32]
-UInt8 = npt.NDArray[np.uint8]
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-
-_DTYPES: Mapping[str, np.dtype[Any]] = {
-    "I32": np.dtype("<i4"),
-    "U8": np.dtype("u1"),
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """What one column must look like: its safetensors dtype, its shape in the letters above, whether it may be absent."""
-
-    dtype: str
-    shape: tuple[str | int, ...]
-    required: bool = True
-
-
-COLUMNS: Mapping[str, Column] = {
-    "tokens": Column("I32", ("T",)),
-    "cu_seqlens": Column("I32", ("N+1",)),
-    "loss_mask": Column("U8", ("T",)),
-    "inference_logprobs": Column("F32", ("T",), required=False),
-    "policy_versions": Column("I32", ("R", 2)),
-    "scores": Column("F64", ("N",)),
-    "advantages": Column("F32", ("T",), required=False),
-    "ref_logprobs": Column("F32", ("T",), required=False),
-    "labels": Column("I32", ("T",), required=False),
-    "distill_token_ids": Column("I32", ("T", "K"), required=False),
-    "distill_logprobs": Column("F32", ("T", "K"), required=False),
-}
+from atroposlib.wire.layout import (
+    COLUMNS,
+    DTYPES,
+    MAX_HEADER_BYTES,
+    NOT_SAMPLED,
+    WIRE_VERSION,
+    Float32,
+    Float64,
+    GroupHeader,
+    Int32,
+    UInt8,
+)
+from atroposlib.wire.validation import validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,25 +104,6 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: tuple[int, int]
 
 
-class GroupHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server needs to know of a group, read from the blob's header alone."""
-
-    group_id: str
-    env_id: int
-    wire_version: int
-    run_id: str | None = None
-    ticket: str | None = None
-    oldest_version: int | None = None
-    newest_version: int | None = None
-    finish_reasons: tuple[str, ...] = ()
-    messages: Any = None
-    generation_params: dict[str, Any] | None = None
-    overrides: list[dict[str, Any] | None] | None = None
-    group_overrides: dict[str, Any] | None = None
-    images: Any = None
-    extra: dict[str, Any] = {}
-
-
 class _Metadata(msgspec.Struct, frozen=True):
     """What stands under __metadata__."""
 
@@ -195,7 +148,7 @@ def encode_group(group: Group) -> bytes:
         **{name: getattr(group, name) for name in _HEADER_FIELDS},
     )
     columns = {
-        name: np.ascontiguousarray(getattr(group, name), dtype=_DTYPES[spec.dtype])
+        name: np.ascontiguousarray(getattr(group, name), dtype=DTYPES[spec.dtype])
         for name, spec in COLUMNS.items()
         if getattr(group, name) is not None
     }
@@ -252,9 +205,8 @@ def _read_blob(view: memoryview) -> Blob:
     size = start + _tiled_bytes(entries, view, start)
     data = view[:size]
     columns = {name: _map_column(data, start, name, entry) for name, entry in entries.items()}
-    blob = Blob(header=header, columns=columns, data=data)
-    validate(blob)
-    return blob
+    validate(header, columns)
+    return Blob(header=header, columns=columns, data=data)
 
 
 def _raw_header(view: memoryview) -> tuple[Any, int]:
@@ -306,7 +258,7 @@ def _map_column(data: memoryview, start: int, name: str, entry: TensorEntry) -> 
     if entry.dtype != spec.dtype:
         raise GroupFormatError(f"column {name!r} has dtype {entry.dtype}, expected {spec.dtype}")
     begin, end = entry.data_offsets
-    dtype = _DTYPES[spec.dtype]
+    dtype = DTYPES[spec.dtype]
     count = math.prod(entry.shape)
     if min(entry.shape, default=0) < 0 or end - begin != count * dtype.itemsize or len(entry.shape) != len(spec.shape):
         raise GroupFormatError(
@@ -315,72 +267,6 @@ def _map_column(data: memoryview, start: int, name: str, entry: TensorEntry) -> 
         )
     column: npt.NDArray[Any] = np.frombuffer(data, dtype=dtype, count=count, offset=start + begin)
     return column if len(entry.shape) == 1 else column.reshape(entry.shape)
-
-
-def validate(blob: Blob) -> None:
-    """Check one group with vectorised passes: lengths, ranges, finiteness.
-
-    Raises:
-        GroupFormatError: names the group, the column, the value and what was expected.
-    """
-    header, columns = blob.header, blob.columns
-
-    def fail(text: str) -> GroupFormatError:
-        return GroupFormatError(f"group {header.group_id!r}: {text}")
-
-    if not header.group_id or len(header.group_id) > 200:
-        raise fail(f"group_id must have 1 to 200 characters, has {len(header.group_id)}")
-    missing = [name for name, spec in COLUMNS.items() if spec.required and name not in columns]
-    if missing:
-        raise fail(f"missing columns: {', '.join(missing)}")
-    sizes = {"T": len(columns["tokens"]), "N": len(columns["scores"]), "N+1": len(columns["scores"]) + 1}
-    for name, column in columns.items():
-        letter = COLUMNS[name].shape[0]
-        if letter in sizes and len(column) != sizes[str(letter)]:
-            raise fail(f"column {name!r} has {len(column)} entries, expected {letter} = {sizes[str(letter)]}")
-    cu_seqlens = columns["cu_seqlens"]
-    if sizes["N"] == 0:
-        raise fail("holds no sequence; send at least one")
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != sizes["T"] or np.any(cu_seqlens[1:] <= cu_seqlens[:-1]):
-        raise fail(
-            f"cu_seqlens must rise from 0 to T = {sizes['T']} with no empty sequence, is {cu_seqlens.tolist()[:8]}"
-        )
-    for name in ("tokens", "distill_token_ids"):
-        if name in columns and columns[name].min(initial=0) < 0:
-            raise fail(f"column {name!r} holds the negative id {int(columns[name].min())}")
-    if columns["loss_mask"].max(initial=0) > 1:
-        raise fail(f"loss_mask must hold 0 and 1, holds {int(columns['loss_mask'].max())}")
-    for name, column in columns.items():
-        if column.dtype.kind == "f" and (where := _first_not_finite(column)) is not None:
-            raise fail(
-                f"column {name!r} holds {column.reshape(-1)[where]} at position {where}; only finite numbers can be trained on"
-            )
-    runs = columns["policy_versions"]
-    if (
-        runs.shape[1] != 2
-        or np.any(runs[:, 1] <= 0)
-        or int(runs[:, 1].sum(dtype=np.int64)) != sizes["T"]
-        or np.any(runs[:, 0] < NOT_SAMPLED)
-    ):
-        raise fail(f"policy_versions must be runs (version, length > 0) that cover T = {sizes['T']} tokens")
-    if header.finish_reasons and len(header.finish_reasons) != sizes["N"]:
-        raise fail(
-            f"finish_reasons has {len(header.finish_reasons)} entries, expected one for each of {sizes['N']} sequences"
-        )
-    sampled = runs[runs[:, 0] != NOT_SAMPLED, 0]
-    stated = (header.oldest_version, header.newest_version)
-    actual = (int(sampled.min()), int(sampled.max())) if len(sampled) else (None, None)
-    if stated != actual:
-        raise fail(f"header says versions {stated}, policy_versions say {actual}")
-
-
-def _first_not_finite(column: npt.NDArray[Any]) -> int | None:
-    # NaN and infinity survive a sum; a finite sum therefore clears the whole column in one fast pass.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if math.isfinite(column.sum()):
-            return None
-    wrong = np.flatnonzero(~np.isfinite(column.reshape(-1)))
-    return int(wrong[0]) if len(wrong) else None
 
 
 def decode_group(blob: Blob) -> Group:
@@ -440,7 +326,4 @@ def build_group(
     )
 
 
-__all__ = [
-    "COLUMNS", "NOT_SAMPLED", "WIRE_VERSION", "Blob", "Group", "GroupHeader",
-    "build_group", "decode_group", "decode_groups", "encode_group", "read_blobs", "validate",
-]  # fmt: skip
+__all__ = ["Blob", "Group", "build_group", "decode_group", "decode_groups", "encode_group", "read_blobs"]

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from pydantic import FailFast, TypeAdapter
 
 from atroposlib.errors import GroupFormatError
-from atroposlib.wire.columns import NOT_SAMPLED, Float32, Group, Int32
+from atroposlib.wire.columns import Group
+from atroposlib.wire.layout import NOT_SAMPLED, Float32, Int32
 from atroposlib.wire.short_floats import short_decimals
 
 NOT_TRAINED = -100

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from atroposlib.wire.columns import NOT_SAMPLED, Group, encode_group
+from atroposlib.wire.columns import Group, encode_group
+from atroposlib.wire.layout import NOT_SAMPLED
 from benchmarks.rollout_server.shapes import Shape
 
 ID_DIGITS = 24

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from atroposlib.wire.columns import COLUMNS, Group
+from atroposlib.wire.columns import Group
+from atroposlib.wire.layout import COLUMNS
 
 DIGEST_BYTES = 16
 

@@ -56,7 +56,7 @@ class SegmentFiles:
         self._retain_bytes = retain_bytes
         self._segment_bytes = segment_bytes
         self._segments: dict[int, _Segment] = {
-            number: _Segment(size=path.stat().st_size) for number, path in (() if is_new else sorted(_files(folder)))
+            number: _Segment(size=size) for number, size in (() if is_new else sorted(_files(folder)))
         }
         # A new file at each start: what lies behind the last indexed byte of an old one is never written over.
         self._active = max(self._segments, default=0) + 1

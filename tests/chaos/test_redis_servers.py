@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from atroposlib.client import RolloutClient
-from atroposlib.errors import AtroposError, NoBatchError, ServerUnreachableError, UnknownEnvError
+from atroposlib.errors import NoBatchError, ServerUnreachableError, UnknownEnvError
 from atroposlib.wire.columns import Group
-from atroposlib.wire.models import EnvRequest, TicketRequest
+from atroposlib.wire.models import EnvRequest, Ticket, TicketRequest
 from tests.builders import a_group, a_run
 from tests.chaos.test_sigkill import records_of
 from tests.processes import RolloutServerProcess
@@ -26,19 +28,35 @@ BATCH = 8
 MAX_STALENESS = 2
 DEADLINE_S = 60.0
 ATTEMPT_S = 0.5
+RETRY_SHARE = 0.05
+"""Of the calls, after which a dead server is tried again."""
+
+T = TypeVar("T")
 
 
 @dataclass
 class Pool:
-    """The clients of both servers; each call goes to one of them, and to the other when that one is dead."""
+    """The clients of both servers; a call goes to either, and to the other one when that one is dead."""
 
     clients: list[RolloutClient]
     failovers: int = 0
     accepted: set[str] = field(default_factory=set)
     trained: dict[int, list[str]] = field(default_factory=dict)
+    dead: set[RolloutClient] = field(default_factory=set)
 
-    def any(self) -> RolloutClient:
-        return random.choice(self.clients)
+    async def ask(self, call: Callable[[RolloutClient], Awaitable[T]]) -> T:
+        """The same call to one server after the other, until one answers."""
+        while True:
+            client = random.choice([client for client in self.clients if client not in self.dead] or self.clients)
+            try:
+                answer = await call(client)
+            except ServerUnreachableError:
+                self.failovers += 1
+                self.dead = {client}
+                continue
+            if random.random() < RETRY_SHARE:
+                self.dead.clear()
+            return answer
 
     async def progress(self, steps: int) -> None:
         """Until this many more steps are trained."""
@@ -46,68 +64,45 @@ class Pool:
         while len(self.trained) < goal:  # noqa: ASYNC110  (bounded by the test's deadline)
             await asyncio.sleep(0.02)
 
-    async def post(self, groups: list[Group]) -> None:
-        """The same groups to a server until one answers: a repetition elsewhere must not count twice."""
-        while True:
-            try:
-                for result in await self.any().post_groups(groups):
-                    assert result.status in ("accepted", "duplicate"), result
-                    self.accepted.add(result.group_id)
-                return
-            except AtroposError as error:
-                self._note(error)
-
-    def _note(self, error: AtroposError) -> None:
-        if isinstance(error, ServerUnreachableError):
-            self.failovers += 1
-        elif not isinstance(error, NoBatchError):
-            raise error
-
     async def environment(self, name: str) -> None:
         request = EnvRequest(name=name, group_size=2)
-        env = None
+        env = await self.ask(lambda client: client.register_env(request))
         while len(self.trained) < STEPS:
+            ticket_request = TicketRequest(env_id=env.env_id, session=env.session, sequences=2, count=4, wait_s=0.3)
             try:
-                env = env or await self.any().register_env(request)
-                ask = TicketRequest(env_id=env.env_id, session=env.session, sequences=2, count=4, wait_s=0.5)
-                tickets = (await self.any().request_tickets(ask)).tickets
-            except UnknownEnvError:
-                env = None
+                grant = await self.ask(lambda client, r=ticket_request: client.request_tickets(r))  # type: ignore[misc]
+            except UnknownEnvError:  # registered twice, because an answer was lost
+                env = await self.ask(lambda client: client.register_env(request))
                 continue
-            except AtroposError as error:
-                self._note(error)
-                continue
-            groups = [a_group(env_id=env.env_id, version=t.policy_version, ticket=t.ticket) for t in tickets]
             await asyncio.sleep(random.uniform(0, 0.02))
-            if groups:
-                await self.post(groups)
+            if grant.tickets:
+                await self._post(env.env_id, grant.tickets)
+
+    async def _post(self, env_id: int, tickets: Sequence[Ticket]) -> None:
+        """A repetition at the other server must not count twice."""
+        groups = [a_group(env_id=env_id, version=ticket.policy_version, ticket=ticket.ticket) for ticket in tickets]
+        for result in await self.ask(lambda client: client.post_groups(groups)):
+            assert result.status in ("accepted", "duplicate"), result
+            self.accepted.add(result.group_id)
 
     async def trainer(self, session: int) -> None:
-        """Both ranks of a step ask different servers."""
+        """Each rank of a step asks the server it likes."""
         for step in range(STEPS):
             parts = [await self._shard(step, session, rank) for rank in (0, 1)]
             self.trained[step] = [group.group_id for part in parts for group in part]
-            await self._until_answered(step, session)
+            await self.ask(partial(RolloutClient.ack, step=step, session=session, policy_version=step + 1))
+            if step % 5 == 4:
+                await self.ask(partial(RolloutClient.commit, step=step + 1, session=session))
 
-    async def _shard(self, step: int, session: int, rank: int) -> list[Group]:
+    async def _shard(self, step: int, session: int, rank: int) -> Sequence[Group]:
+        lease = partial(RolloutClient.lease, step=step, session=session, deadline_s=ATTEMPT_S, shard=rank, n_shards=2)
         while True:
             try:
-                groups = await self.any().lease(step, session=session, deadline_s=2, shard=rank, n_shards=2)
-            except AtroposError as error:
-                self._note(error)
+                groups = await self.ask(lease)
+            except NoBatchError:
                 continue
             assert all(step - group.version_range[0] <= MAX_STALENESS for group in groups if group.version_range)
-            return list(groups)
-
-    async def _until_answered(self, step: int, session: int) -> None:
-        while True:
-            try:
-                await self.any().ack(step, session=session, policy_version=step + 1)
-                if step % 5 == 4:
-                    await self.any().commit(step + 1, session=session)
-                return
-            except AtroposError as error:
-                self._note(error)
+            return groups
 
 
 @pytest.fixture

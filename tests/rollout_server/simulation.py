@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from atroposlib.wire.columns import WIRE_VERSION, Blob, GroupHeader
+from atroposlib.wire.columns import Blob
+from atroposlib.wire.layout import WIRE_VERSION, GroupHeader
 from atroposlib.wire.models import EnvRequest, RunRequest, TicketRequest, TicketUpdate
 from rollout_server.stores.base import NotReady, StoreLimits
 from rollout_server.stores.payloads import MemoryPayloads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,22 @@ def lose_answers(store: RedisStore, monkeypatch: pytest.MonkeyPatch, *, times: i
         return run_and_break()
 
     monkeypatch.setattr(store._link, "command", command)
+
+
+def before_binding(
+    store: RedisStore, interfere: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something happens between the first plan and its binding."""
+    run, has_happened = store._run, False
+
+    async def interrupted(script: str, answer: type[Any], **facts: object) -> Any:
+        nonlocal has_happened
+        if script == "bind" and not has_happened:
+            has_happened = True
+            await interfere()
+        return await run(script, answer, **facts)
+
+    monkeypatch.setattr(store, "_run", interrupted)
 
 
 class TestLostAnswers:
@@ -203,6 +219,37 @@ class TestSeveralServers:
 
         assert batches == [batches[0]] * 4
         assert (await servers[0].status()).formed_steps == 1
+
+    async def test_a_plan_whose_groups_are_gone_is_made_anew(
+        self, stores: Stores, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, second = await opened(stores), await opened(stores)
+        trainer, _ = await started(first)
+        await first.append(blobs(*[a_group(f"g{i}") for i in range(4)]))
+
+        async def other_server_forms_and_dissolves() -> None:
+            await second.lease(0, trainer)
+            await second.nack(0, NackRequest(session=trainer, reason="x", retire=["g0"]))
+
+        before_binding(first, other_server_forms_and_dissolves, monkeypatch)
+
+        assert await held(first, 0, trainer) == ["g1", "g2"]
+
+    async def test_a_plan_that_would_strand_a_group_that_started_meanwhile_is_made_anew(
+        self, stores: Stores, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = await opened(stores)
+        trainer, env = await started(store, max_staleness=0)
+        await store.append(blobs(a_group("old"), a_group("u1", version=None), a_group("u2", version=None)))
+
+        async def a_group_starts() -> None:
+            assert len(await tickets(store, env)) == 1
+
+        before_binding(store, a_group_starts, monkeypatch)
+        waiting = await store.lease(0, trainer)
+
+        assert isinstance(waiting, NotReady)
+        assert "1 older groups in flight" in waiting.waiting_for
 
     async def test_runs_in_other_namespaces_are_apart(self, stores: Stores, valkey: ValkeyProcess) -> None:
         other = await RedisStore.open(valkey.url, StoreLimits(), namespace=f"{stores.namespace}-b")

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from atroposlib.envs.server_handling.provenance import Origin, remember
 from atroposlib.envs.server_handling.samples import TokenCompletion, merge_runs
 from atroposlib.type_definitions import MASKED, VersionRuns
-from atroposlib.wire.columns import NOT_SAMPLED
+from atroposlib.wire.layout import NOT_SAMPLED
 
 if TYPE_CHECKING:
     from openai.types import Completion

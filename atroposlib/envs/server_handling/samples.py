@@ -8,7 +8,7 @@ from typing import Any
 
 from atroposlib.errors import ModelServerError
 from atroposlib.type_definitions import VersionRuns
-from atroposlib.wire.columns import NOT_SAMPLED
+from atroposlib.wire.layout import NOT_SAMPLED
 
 
 @dataclass(frozen=True)

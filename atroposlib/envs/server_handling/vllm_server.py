@@ -9,7 +9,7 @@ import httpx
 from atroposlib.envs.server_handling.openai_server import HEALTH_TIMEOUT_S, OpenAIServer
 from atroposlib.envs.server_handling.samples import TokenCompletion, TokenSamples, version_number, version_runs
 from atroposlib.errors import ConfigError, ModelServerError, RolloutError
-from atroposlib.wire.columns import NOT_SAMPLED
+from atroposlib.wire.layout import NOT_SAMPLED
 
 GENERATE = "/inference/v1/generate"
 

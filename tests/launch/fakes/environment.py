@@ -10,7 +10,8 @@ import uuid
 from pathlib import Path
 
 from atroposlib.client import RolloutClient
-from atroposlib.wire.columns import NOT_SAMPLED, build_group
+from atroposlib.wire.columns import build_group
+from atroposlib.wire.layout import NOT_SAMPLED
 from atroposlib.wire.models import EnvRequest, TicketRequest
 
 KNOWN = frozenset(
