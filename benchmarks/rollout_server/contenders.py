@@ -71,6 +71,12 @@ CONTENDERS: Mapping[str, Contender] = {
     "ours-normal": Contender(
         "ours, an answer survives SIGKILL", ours("--synchronous", "normal"), ColumnsExchange, "/healthz"
     ),
+    "ours-unretained": Contender(
+        "as ours-full, and payload goes when it is committed",
+        ours("--synchronous", "full", "--retain-bytes", "0"),
+        ColumnsExchange,
+        "/healthz",
+    ),
     "ours-memory": Contender("ours, nothing on disk", ours("--store", "memory"), ColumnsExchange, "/healthz"),
     "ours-json": Contender("ours over the old JSON routes", ours("--synchronous", "normal"), JsonExchange, "/healthz"),
     "upstream": Contender("atroposlib 0.4.0, /scored_data_list", upstream, JsonExchange, is_peer=True),

@@ -137,6 +137,17 @@ class TestLostAnswers:
         assert first == ["g0", "g1"]
         assert (result.requeued, (await store.status()).formed_steps) == (2, 0)
 
+    async def test_closing_again_does_not_close_the_run_that_was_opened_in_between(self, stores: Stores) -> None:
+        store = await opened(stores)
+        await started(store)
+        closed = (await store.run_info()).run_id
+        await store.close_run()
+        await started(store)
+
+        await store._run("close_run", type(None), run_id=closed)
+
+        assert (await store.run_info()).run_name == "run"
+
 
 class TestRetention:
     async def trained(self, store: RedisStore) -> None:

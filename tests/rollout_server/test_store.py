@@ -584,6 +584,20 @@ class TestLatePolicies:
         assert await store.renew_tickets(TicketUpdate(env_id=0, session=env, tickets=[slow])) == []
         assert (await store.status()).tickets_returned == {policy: 1}
 
+    async def test_only_the_groups_that_are_in_the_way_are_given_up(self, store: Store) -> None:
+        trainer, env = await started(store, batch_size=4, max_staleness=1, late_policy="drop")
+        slow, *fast = await tickets(store, env, 3)
+        await post(store, fast)
+        await store.lease(0, trainer)
+        await store.ack(0, trainer, 1)
+        (newer,) = await tickets(store, env)
+        await store.append(blobs(a_group(version=1), a_group(version=1)))
+
+        assert len(await held(store, 1, trainer)) == 2
+
+        update = TicketUpdate(env_id=0, session=env, tickets=[slow, newer])
+        assert await store.renew_tickets(update) == [newer]
+
 
 class TestMinimumAllocation:
     async def two_environments(self, store: Store) -> int:
