@@ -123,6 +123,13 @@ class MediaTypeError(ProtocolError):
     status = 415
 
 
+class StoreUnavailableError(AtroposError):
+    """The rollout server's store did not answer within its deadline; nothing is known to be lost, try again later."""
+
+    code = "store_unavailable"
+    status = 503
+
+
 class ServerUnreachableError(AtroposError):
     """The rollout server did not answer within the deadline."""
 

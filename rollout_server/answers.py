@@ -78,4 +78,10 @@ async def answer_validation(request: Request, error: Exception) -> Response:
 def _as_fastapi(item: dict[str, object]) -> dict[str, object]:
     loc = item["loc"]
     assert isinstance(loc, tuple)
-    return {"type": item["type"], "loc": list(loc), "msg": item["msg"], "input": str(item.get("input"))[:200]}
+    return {"type": item["type"], "loc": list(loc), "msg": item["msg"], "input": _shortened(item.get("input"))}
+
+
+def _shortened(value: object) -> object:
+    """What came in, as it came; of a large one the beginning, as text."""
+    is_small = value is None or isinstance(value, (bool, int, float)) or len(str(value)) <= QUOTED_CHARACTERS
+    return value if is_small else str(value)[:QUOTED_CHARACTERS]

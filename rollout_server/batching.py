@@ -127,8 +127,11 @@ def _minimums(
     return picked
 
 
-def fair_order(queue: Iterable[G], shares: Mapping[int, EnvShare]) -> Iterator[G]:
+def fair_order(queue: Sequence[G], shares: Mapping[int, EnvShare]) -> Iterator[G]:
     """Oldest version first; within a version by turns, the environment with the fewest trained tokens for its weight first."""
+    if len({group.env_id for group in queue}) == 1:
+        yield from queue
+        return
     trained = {env_id: float(share.trained_tokens) / max(share.weight, 1e-9) for env_id, share in shares.items()}
     for _, same_version in groupby(queue, key=lambda group: group.order_version):
         lines: dict[int, deque[G]] = {}

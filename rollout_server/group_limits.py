@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request
 
 from atroposlib.errors import GroupFormatError
@@ -45,16 +44,15 @@ def check_groups(blobs: Sequence[Blob], config: ServerConfig) -> None:
 
 
 def _check_sizes(blob: Blob, config: ServerConfig) -> None:
-    group = f"group {blob.header.group_id!r}"
     if blob.n_sequences > config.max_group_sequences:
         raise GroupFormatError(
-            f"{group}: {blob.n_sequences} sequences are over max_group_sequences={config.max_group_sequences};"
+            f"group {blob.header.group_id!r}: {blob.n_sequences} sequences are over max_group_sequences={config.max_group_sequences};"
             " send smaller groups"
         )
-    longest = int(np.diff(blob.columns["cu_seqlens"]).max())
-    if longest > config.max_sequence_tokens:
+    if blob.longest_sequence > config.max_sequence_tokens:
         raise GroupFormatError(
-            f"{group}: a sequence of {longest} tokens is over max_sequence_tokens={config.max_sequence_tokens};"
+            f"group {blob.header.group_id!r}: a sequence of {blob.longest_sequence} tokens is over"
+            f" max_sequence_tokens={config.max_sequence_tokens};"
             " send shorter ones"
         )
 

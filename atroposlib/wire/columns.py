@@ -12,6 +12,8 @@ import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -174,6 +176,12 @@ class Blob:
     def n_tokens(self) -> int:
         """Tokens of all trajectories, T."""
         return len(self.columns["tokens"])
+
+    @cached_property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest trajectory."""
+        starts: list[int] = self.columns["cu_seqlens"].tolist()
+        return max(end - start for start, end in pairwise(starts))
 
 
 def read_blobs(body: bytes | memoryview) -> Iterator[Blob]:

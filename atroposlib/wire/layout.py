@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 WIRE_VERSION = 1
-MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 64 << 20
+"""Messages and images of a group are in its header."""
 NOT_SAMPLED = -1
 """Policy version of tokens that no policy sampled: the prompt, tool output, templates."""
 

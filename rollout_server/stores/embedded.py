@@ -119,7 +119,7 @@ class EmbeddedStore:
         self._units.append(partial(self._journal.archive, run_name))
         self._payloads = self._journal.fresh_payloads()
         events = self.state.events
-        self.state = RunState(self._limits, self._payloads.allocate, events=events)
+        self.state = RunState(self._limits, self._payloads.allocate, clock=self.state.clock, events=events)
         self.state.capacity_changed = self.state.queue_changed = True
 
     async def run_info(self) -> RunInfo:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -26,7 +26,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from atroposlib.errors import AtroposError, ConfigError, error_from_wire
+from atroposlib.errors import ConfigError, StoreUnavailableError, error_from_wire
 from rollout_server.stores.base import Payload
 
 T = TypeVar("T")
@@ -44,13 +44,6 @@ ORPHAN_TTL_S = 3600
 """A payload that no script has adopted vanishes after this long; far more than any call's deadline."""
 REFUSED_WHEN_FULL = frozenset({"append"})
 """Scripts that may not run while Redis is over maxmemory; the others must, for they make room."""
-
-
-class StoreUnavailableError(AtroposError):
-    """The store did not answer within the deadline; nothing is known to be lost, try again later."""
-
-    code: ClassVar[str] = "store_unavailable"
-    status: ClassVar[int] = 503
 
 
 @dataclass(frozen=True)
@@ -126,9 +119,7 @@ class RedisLink:
         done, *rest = msgspec.msgpack.decode(reply, type=list[msgspec.Raw])
         if not msgspec.msgpack.decode(done, type=bool):
             code, text = (msgspec.msgpack.decode(part, type=str) for part in rest)
-            raise (
-                StoreUnavailableError(text) if code == StoreUnavailableError.code else error_from_wire(code, text, 500)
-            )
+            raise error_from_wire(code, text, 500)
         return msgspec.msgpack.decode(rest[0] if rest else b"\xc0", type=answer)
 
     async def _attempt(

@@ -10,7 +10,14 @@ from typing import Self, TypeVar
 import numpy as np
 from redis.exceptions import OutOfMemoryError
 
-from atroposlib.errors import AtroposError, ConfigError, GroupFormatError, NoRunError, QueueFullError
+from atroposlib.errors import (
+    AtroposError,
+    ConfigError,
+    GroupFormatError,
+    NoRunError,
+    QueueFullError,
+    StoreUnavailableError,
+)
 from atroposlib.wire.columns import Blob
 from atroposlib.wire.models import (
     EnvInfo,
@@ -41,7 +48,7 @@ from rollout_server.stores.redis_answers import (
     RunFacts,
     StatusFacts,
 )
-from rollout_server.stores.redis_link import ORPHAN_TTL_S, RedisLink, StoreUnavailableError
+from rollout_server.stores.redis_link import ORPHAN_TTL_S, RedisLink
 from rollout_server.stores.redis_plan import Leased, plan_next
 from rollout_server.stores.redis_server import check_server
 from rollout_server.stores.redis_wakeups import Wakeups

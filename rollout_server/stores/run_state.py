@@ -395,9 +395,8 @@ class RunState:
             known: those of the group_ids that the index already holds.
         """
         run = self._run() if is_strict else self.run
-        if is_strict:
+        if is_strict and run is not None:
             self._refuse_unknown_envs(blobs)
-        if run is not None:
             _refuse_too_long(blobs, run.request.max_token_len)
         n_bytes = sum(len(blob.data) for blob in blobs)
         if self.queue.n_bytes + n_bytes > self.limits.max_queued_bytes:
@@ -685,13 +684,9 @@ def _check_group_size(run: RunRequest, request: EnvRequest) -> None:
 
 
 def _refuse_too_long(blobs: Sequence[Blob], limit: int) -> None:
-    if limit <= 0:
-        return
     for blob in blobs:
-        cu_seqlens = blob.columns["cu_seqlens"]
-        longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
-        if longest > limit:
+        if 0 < limit < blob.longest_sequence:
             raise GroupFormatError(
-                f"group {blob.header.group_id!r} holds a sequence of {longest} tokens, the trainer takes at most max_token_len={limit};"
-                " lower the environment's max_token_length"
+                f"group {blob.header.group_id!r} holds a sequence of {blob.longest_sequence} tokens, the trainer takes at most"
+                f" max_token_len={limit}; lower the environment's max_token_length"
             )

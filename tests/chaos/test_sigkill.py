@@ -84,20 +84,23 @@ class Cluster:
         ]
 
     def start(self) -> None:
-        for victim in [*self.stores, *self.servers, self.trainer]:
+        first: list[Victim] = [*self.stores, *self.servers, self.trainer]
+        for victim in first:
             victim.start()
         wait_for_run(self.servers[0].url)
         for environment in self.environments:
             environment.start()
 
     def stop(self) -> None:
-        for victim in [self.trainer, *self.environments, *self.servers]:
+        others: list[Victim] = [self.trainer, *self.environments, *self.servers]
+        for victim in others:
             victim.kill()
         for store in self.stores:
             store.stop()
 
     def kill_someone(self, rng: random.Random) -> str:
-        victim: Victim = rng.choice([*self.servers, *self.stores, *self.environments, self.trainer])
+        victims: list[Victim] = [*self.servers, *self.stores, *self.environments, self.trainer]
+        victim = rng.choice(victims)
         victim.kill()
         victim.start()
         return type(victim).__name__

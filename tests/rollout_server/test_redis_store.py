@@ -13,10 +13,9 @@ pytest.importorskip("redis")
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from atroposlib.errors import ConfigError, QueueFullError
+from atroposlib.errors import ConfigError, QueueFullError, StoreUnavailableError
 from atroposlib.wire.models import EnvRequest, NackRequest, TicketRequest, TicketUpdate
 from rollout_server.stores.base import Batch, NotReady, StoreLimits
-from rollout_server.stores.redis_link import StoreUnavailableError
 from rollout_server.stores.redis_server import durability_warnings
 from rollout_server.stores.redis_store import PayloadLostError, RedisStore
 from tests.builders import a_group

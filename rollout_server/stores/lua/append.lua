@@ -11,7 +11,7 @@ end
 
 local function check_lengths()
   for _, group in ipairs(request.groups) do
-    if run and run.max_token_len > 0 and group.longest > run.max_token_len then
+    if run and request.is_strict and run.max_token_len > 0 and group.longest > run.max_token_len then
       refuse('group_format', "group '" .. group.group_id .. "' holds a sequence of " .. group.longest
         .. ' tokens, the trainer takes at most max_token_len=' .. run.max_token_len
         .. "; lower the environment's max_token_length")
