@@ -67,10 +67,11 @@ def create_app(config: ServerConfig, *, open_store: StoreOpener = open_store) ->
         strict_content_type=False,  # JsonRoute decides
     )
     app.state.config, app.state.drain = config, Drain()
-    app.include_router(routes_operations.router)
-    app.include_router(routes_compat.router, responses=error_responses(OldErrorBody))
+    # In the order in which requests look for theirs: the busiest first.
     for router in (routes_v1.router, routes_watch.router):
         app.include_router(router, responses=error_responses())
+    app.include_router(routes_compat.router, responses=error_responses(OldErrorBody))
+    app.include_router(routes_operations.router)
     app.add_exception_handler(AtroposError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(RequestValidationError, answer_validation)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
 
+import msgspec
+
 SEARCH_WINDOW = 512
 """Groups looked at beyond the first batch_size when sizes differ and the simple pick does not sum up."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueuedGroup:
+class QueuedGroup(msgspec.Struct, frozen=True):
     """What batching needs to know of a group."""
 
     key: int

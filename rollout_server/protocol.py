@@ -10,6 +10,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rollout_server.config import ServerConfig
 
+BODY_AHEAD_BYTES = 1 << 20
+"""Of one request, received and not yet looked at."""
+
 
 class _HeadersTooLargeError(Exception):
     """Stops the parser."""
@@ -73,6 +76,15 @@ class _BoundedProtocol(HttpToolsProtocol):
         if size > self.limits.max_header_bytes:
             raise _HeadersTooLargeError
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """As uvicorn's, but more of a body may come in before its reader is asked: groups are megabytes."""
+        if self.cycle.response_complete:
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) > BODY_AHEAD_BYTES:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when the parser stopped."""

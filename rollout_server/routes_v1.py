@@ -1,4 +1,7 @@
-"""The native API under /v1: columns for groups, small JSON messages for everything else."""
+"""The native API under /v1: columns for groups, small JSON messages for everything else.
+
+Routes are looked for in the order in which they stand here: the busiest first.
+"""
 
 from __future__ import annotations
 
@@ -60,74 +63,16 @@ Inject = Annotated[Services, Depends(services_of)]
 Step = Annotated[int, Path(ge=0, lt=1 << 62)]
 
 
-@router.post("/run")
-async def open_run(body: RunRequest, services: Inject) -> RunInfo:
-    """A trainer opens a run, or takes over the run of the same name."""
-    return await services.store.open_run(body)
-
-
-@router.get("/run")
-async def run_info(services: Inject) -> RunInfo:
-    """The open run."""
-    return await services.store.run_info()
-
-
-@router.post("/run/renew", status_code=204)
-async def renew_trainer(body: TrainerRenewal, services: Inject) -> None:
-    """The trainer lives, though its step takes long. Every other call of it says so too."""
-    await services.store.renew_trainer(body.session)
-
-
-@router.post("/envs")
-async def register_env(body: EnvRequest, services: Inject) -> EnvInfo:
-    """An environment joins, or rejoins after a restart."""
-    _check_group_size(await services.store.status(), body)
-    return await services.store.register_env(body)
-
-
-@router.post("/tickets")
-async def request_tickets(body: TicketRequest, services: Inject, request: Request) -> TicketGrant:
-    """Leave to start groups; waits up to wait_s for a free place."""
-    return await poll_until(
-        services.capacity,
-        lambda: services.store.grant_tickets(body),
-        lambda grant: bool(grant.tickets) or grant.is_finished,
-        wait_s=body.wait_s,
-        is_gone=lambda: _is_over(request),
-    )
-
-
-@router.post("/tickets/renew")
-async def renew_tickets(body: TicketUpdate, services: Inject) -> TicketUpdateResult:
-    """Move the deadlines of groups that are alive."""
-    return TicketUpdateResult(alive=await services.store.renew_tickets(body))
-
-
-@router.post("/tickets/return")
-async def return_tickets(body: TicketUpdate, services: Inject) -> TicketUpdateResult:
-    """Give tickets back unused, with the reason."""
-    return TicketUpdateResult(alive=await services.store.return_tickets(body))
-
-
-@router.post("/groups", openapi_extra={"requestBody": GROUPS_REQUEST_BODY})
-async def post_groups(request: Request, services: Inject) -> GroupsResult:
+@router.post("/groups", response_model=GroupsResult, openapi_extra={"requestBody": GROUPS_REQUEST_BODY})
+async def post_groups(request: Request, services: Inject) -> Response:
     """Deliver groups: safetensors blobs, one after another. An answer means durable."""
     body = await read_groups_body(request, services.config)
     is_small = len(body) <= IN_LOOP_BYTES
     blobs = _parse(body, services.config) if is_small else await asyncio.to_thread(_parse, body, services.config)
     if not blobs:
         raise GroupFormatError("empty body: send at least one group")
-    return GroupsResult(results=await services.store.append(blobs))
-
-
-@router.get("/groups")
-async def list_groups(
-    services: Inject,
-    after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-) -> GroupRecords:
-    """Where each group of the run is: queued, in the batch of a step, or retired and why. A page, in order of arrival."""
-    return await services.store.records(after, limit)
+    result = GroupsResult(results=await services.store.append(blobs))
+    return Response(result.model_dump_json(), media_type="application/json")  # valid already: not checked a second time
 
 
 @router.post(
@@ -156,6 +101,65 @@ async def lease(step: Step, body: LeaseRequest, services: Inject, request: Reque
 async def ack(step: Step, body: AckRequest, services: Inject) -> None:
     """The optimizer step used the batch; the inference servers now run policy_version."""
     await services.store.ack(step, body.session, body.policy_version)
+
+
+@router.post("/tickets")
+async def request_tickets(body: TicketRequest, services: Inject, request: Request) -> TicketGrant:
+    """Leave to start groups; waits up to wait_s for a free place."""
+    return await poll_until(
+        services.capacity,
+        lambda: services.store.grant_tickets(body),
+        lambda grant: bool(grant.tickets) or grant.is_finished,
+        wait_s=body.wait_s,
+        is_gone=lambda: _is_over(request),
+    )
+
+
+@router.post("/run")
+async def open_run(body: RunRequest, services: Inject) -> RunInfo:
+    """A trainer opens a run, or takes over the run of the same name."""
+    return await services.store.open_run(body)
+
+
+@router.get("/run")
+async def run_info(services: Inject) -> RunInfo:
+    """The open run."""
+    return await services.store.run_info()
+
+
+@router.post("/run/renew", status_code=204)
+async def renew_trainer(body: TrainerRenewal, services: Inject) -> None:
+    """The trainer lives, though its step takes long. Every other call of it says so too."""
+    await services.store.renew_trainer(body.session)
+
+
+@router.post("/envs")
+async def register_env(body: EnvRequest, services: Inject) -> EnvInfo:
+    """An environment joins, or rejoins after a restart."""
+    _check_group_size(await services.store.status(), body)
+    return await services.store.register_env(body)
+
+
+@router.post("/tickets/renew")
+async def renew_tickets(body: TicketUpdate, services: Inject) -> TicketUpdateResult:
+    """Move the deadlines of groups that are alive."""
+    return TicketUpdateResult(alive=await services.store.renew_tickets(body))
+
+
+@router.post("/tickets/return")
+async def return_tickets(body: TicketUpdate, services: Inject) -> TicketUpdateResult:
+    """Give tickets back unused, with the reason."""
+    return TicketUpdateResult(alive=await services.store.return_tickets(body))
+
+
+@router.get("/groups")
+async def list_groups(
+    services: Inject,
+    after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+) -> GroupRecords:
+    """Where each group of the run is: queued, in the batch of a step, or retired and why. A page, in order of arrival."""
+    return await services.store.records(after, limit)
 
 
 @router.post("/batches/{step}/nack")

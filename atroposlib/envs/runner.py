@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from atroposlib.envs.stats import EnvStats
 from atroposlib.envs.tickets import TicketBook, TicketOffice
 from atroposlib.errors import AtroposError, ConfigError, NoRunError, ProtocolError, RolloutError, UnknownEnvError
 from atroposlib.type_definitions import MASKED, Item, ScoredDataGroup
-from atroposlib.wire.columns import Group
+from atroposlib.wire.columns import Group, new_group_id
 from atroposlib.wire.models import EnvInfo, EnvRequest, GroupResult, Ticket, TicketGrant
 
 log = logging.getLogger(__name__)
@@ -253,7 +252,7 @@ class EnvRunner:
         try:
             columns = wire_group(
                 group,
-                group_id=uuid.uuid4().hex,
+                group_id=new_group_id(),
                 env_id=info.env_id,
                 run_id=info.run.run_id,
                 ticket=ticket.ticket,

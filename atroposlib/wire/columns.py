@@ -9,7 +9,9 @@ Shapes: N sequences in the group, T tokens in all, R version runs, K candidates 
 from __future__ import annotations
 
 import math
+import secrets
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -124,6 +126,7 @@ _RAW_HEADER = msgspec.json.Decoder(
 )
 _GROUP_HEADER = msgspec.json.Decoder(GroupHeader)
 _LENGTH = struct.Struct("<Q")
+_EXPECTED = {name: (column.dtype, DTYPES[column.dtype], len(column.shape)) for name, column in COLUMNS.items()}
 
 _HEADER_FIELDS = (
     "run_id",
@@ -262,19 +265,18 @@ def _tiled_bytes(entries: Mapping[str, TensorEntry], view: memoryview, start: in
 
 
 def _map_column(data: memoryview, start: int, name: str, entry: TensorEntry) -> npt.NDArray[Any]:
-    spec = COLUMNS[name]
-    if entry.dtype != spec.dtype:
-        raise GroupFormatError(f"column {name!r} has dtype {entry.dtype}, expected {spec.dtype}")
-    begin, end = entry.data_offsets
-    dtype = DTYPES[spec.dtype]
-    count = math.prod(entry.shape)
-    if min(entry.shape, default=0) < 0 or end - begin != count * dtype.itemsize or len(entry.shape) != len(spec.shape):
+    tag, dtype, rank = _EXPECTED[name]
+    if entry.dtype != tag:
+        raise GroupFormatError(f"column {name!r} has dtype {entry.dtype}, expected {tag}")
+    (begin, end), shape = entry.data_offsets, entry.shape
+    count = math.prod(shape)
+    if len(shape) != rank or min(shape) < 0 or end - begin != count * dtype.itemsize:
         raise GroupFormatError(
-            f"column {name!r}: shape {list(entry.shape)} of {entry.dtype} does not fit data_offsets {[begin, end]}"
-            f" or the expected shape {list(spec.shape)}"
+            f"column {name!r}: shape {list(shape)} of {tag} does not fit data_offsets {[begin, end]}"
+            f" or the expected shape {list(COLUMNS[name].shape)}"
         )
     column: npt.NDArray[Any] = np.frombuffer(data, dtype=dtype, count=count, offset=start + begin)
-    return column if len(entry.shape) == 1 else column.reshape(entry.shape)
+    return column if rank == 1 else column.reshape(shape)
 
 
 def decode_group(blob: Blob) -> Group:
@@ -290,6 +292,11 @@ def decode_groups(body: bytes | memoryview) -> list[Group]:
         GroupFormatError: as read_blobs.
     """
     return [decode_group(blob) for blob in read_blobs(body)]
+
+
+def new_group_id() -> str:
+    """32 hex digits: 12 of the time in milliseconds, then 80 random bits. Ids that rise keep a server's index compact."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
 def build_group(
@@ -334,4 +341,13 @@ def build_group(
     )
 
 
-__all__ = ["Blob", "Group", "build_group", "decode_group", "decode_groups", "encode_group", "read_blobs"]
+__all__ = [
+    "Blob",
+    "Group",
+    "build_group",
+    "decode_group",
+    "decode_groups",
+    "encode_group",
+    "new_group_id",
+    "read_blobs",
+]

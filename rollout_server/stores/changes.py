@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from atroposlib.wire.models import EnvRequest, InferenceServer, RunInfo, RunRequest
 from rollout_server.stores.base import Payload
 from rollout_server.stores.payloads import Place
@@ -45,8 +47,7 @@ class EnvRow:
     is_connected: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class TicketRow:
+class TicketRow(msgspec.Struct, frozen=True):
     """A group in flight."""
 
     env_id: int
@@ -54,8 +55,7 @@ class TicketRow:
     policy_version: int
 
 
-@dataclass(frozen=True, slots=True)
-class GroupRow:
+class GroupRow(msgspec.Struct, frozen=True):
     """A group, for good. Its place is None when its payload was never kept."""
 
     key: int

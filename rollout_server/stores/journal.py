@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
+
+import msgspec
 
 from atroposlib.wire.models import GroupRecord, GroupRecords
 from rollout_server.stores.changes import Changes, GroupRow, Snapshot
@@ -87,7 +88,7 @@ class MemoryJournal:
             self._rows[row.key] = row
             self._ids.add(row.group_id)
         for key, (step, retired) in changes.moved.items():
-            self._rows[key] = replace(self._rows[key], step=step, retired=retired)
+            self._rows[key] = msgspec.structs.replace(self._rows[key], step=step, retired=retired)
 
     def archive(self, run_name: str) -> None:
         """See Journal. There is nowhere to put it."""

@@ -11,8 +11,7 @@ from rollout_server.batching import QueuedGroup
 from rollout_server.stores.payloads import Place
 
 
-@dataclass(frozen=True, slots=True)
-class StoredGroup(QueuedGroup):
+class StoredGroup(QueuedGroup, frozen=True):
     """A group whose payload is kept."""
 
     group_id: str

@@ -56,8 +56,7 @@ class Leased(msgspec.Struct, frozen=True):
     again: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class MemberGroup(QueuedGroup):
+class MemberGroup(QueuedGroup, frozen=True):
     """A queued group as the sorted set names it."""
 
     member: str

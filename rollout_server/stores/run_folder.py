@@ -34,7 +34,7 @@ GROUP_COLUMNS = (
 )
 # One statement for all rows of a commit: each statement hands the interpreter lock over once, not once for each row.
 INSERT_GROUPS = (
-    f"INSERT OR REPLACE INTO groups ({GROUP_COLUMNS}) SELECT "
+    f"INSERT INTO groups ({GROUP_COLUMNS}) SELECT "
     + ", ".join(f"json_extract(value, '$[{i}]')" for i in range(12))
     + " FROM json_each(?)"
 )
@@ -256,7 +256,7 @@ def _write_rows(db: sqlite3.Connection, changes: Changes) -> None:
             db.execute("INSERT INTO servers (url, request) VALUES (?, ?)", (url, server.model_dump_json()))
     if changes.tickets_added:
         bulk(
-            "INSERT OR REPLACE INTO tickets (ticket, env_id, sequences, policy_version) SELECT json_extract(value, '$[0]'),"
+            "INSERT INTO tickets (ticket, env_id, sequences, policy_version) SELECT json_extract(value, '$[0]'),"
             " json_extract(value, '$[1]'), json_extract(value, '$[2]'), json_extract(value, '$[3]') FROM json_each(?)",
             [(t, row.env_id, row.sequences, row.policy_version) for t, row in changes.tickets_added.items()],
         )
