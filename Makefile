@@ -28,7 +28,7 @@ test-fast: install  ## the tests that need neither vLLM nor the model
 	@$(RUN) python -m pytest -m "not vllm" $(ARGS)
 
 chaos: install  ## kill every process at random for ten minutes, on SQLite and on Redis: nothing lost, nothing twice
-	@$(RUN) CHAOS_STEPS=$${CHAOS_STEPS:-1500} CHAOS_KILL_PERIOD_S=$${CHAOS_KILL_PERIOD_S:-1.5} python -m pytest tests/chaos $(ARGS)
+	@$(RUN) CHAOS_STEPS=$${CHAOS_STEPS:-3000} CHAOS_KILL_PERIOD_S=$${CHAOS_KILL_PERIOD_S:-1.5} python -m pytest tests/chaos $(ARGS)
 
 check: install  ## format, lint, types, import rules, fast tests
 	@$(RUN) scripts/check

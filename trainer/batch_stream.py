@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
-from atroposlib.errors import NoBatchError, ServerUnreachableError
+from atroposlib.errors import AtroposError, NoBatchError, ServerUnreachableError
 from atroposlib.wire.columns import Group
 from atroposlib.wire.models import RunInfo, RunRequest
 
@@ -24,6 +25,8 @@ POLL_S = 0.1
 """How often a waiting caller looks whether it should stop."""
 LEASE_SLICE_S = 30.0
 """One lease call waits this long; the deadline over all of them starts when the trainer asks for the batch."""
+RENEW_PERIOD_S = 60.0
+"""How often the server hears that the trainer lives, however long a step takes."""
 STOP_GRACE_S = 10.0
 """How long a call may still take once the trainer is told to stop."""
 
@@ -38,6 +41,7 @@ class Client(Protocol):
     async def ack(self, step: int, *, session: int, policy_version: int | None) -> None: ...  # noqa: D102
     async def commit(self, step: int, *, session: int) -> None: ...  # noqa: D102
     async def publish_policy(self, policy_version: int, *, session: int) -> None: ...  # noqa: D102
+    async def renew_trainer(self, session: int) -> None: ...  # noqa: D102
     async def close(self) -> None: ...  # noqa: D102
 
 
@@ -82,6 +86,7 @@ class BatchStream:
         """Open the run, or take it over (rank 0)."""
         info = self._call(self._client.open_run(request))
         self.join(info.session)
+        asyncio.run_coroutine_threadsafe(self._keep_alive(info.session), self._loop)
         return info
 
     def join(self, session: int) -> None:
@@ -155,6 +160,13 @@ class BatchStream:
             coroutine = self._lease_patiently(step, self._joined())
             self._leases[step] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         return self._leases[step]
+
+    async def _keep_alive(self, session: int) -> None:
+        """Until the stream is closed. Trouble is left to the calls that need an answer."""
+        while True:
+            await asyncio.sleep(RENEW_PERIOD_S)
+            with suppress(AtroposError):
+                await self._client.renew_trainer(session)
 
     async def _lease_patiently(self, step: int, session: int) -> list[Group]:
         """Ask until there is a batch. An unreachable server may be restarting; `get` has the deadline."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from transformers import TrainingArguments
 
 from atroposlib.errors import ConfigError
+from atroposlib.wire.models import LatePolicy
 from trainer import config_values, deepspeed_presets
 from trainer.advantages import ADVANTAGE_SCALES, AdvantageScale
 from trainer.losses import LOSS_AGGREGATIONS, LOSS_TYPES, Correction, LossAggregation, LossType
@@ -102,6 +103,9 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     """Tokens of the longest sequence that environments may send; -1 for no limit."""
     max_staleness: int = 4
     """Policy versions between sampling a token and training on it, at most."""
+    late_policy: LatePolicy = "wait"
+    """A group in flight that a batch cannot leave room for: wait for it; requeue its item; drop it. Only wait leaves the
+    distribution of lengths as it was generated."""
     batch_deadline_s: float = 600.0
     """How long to wait for a batch before stopping with what the server waits for."""
     prefetch: int = 1
@@ -228,6 +232,7 @@ _ONE_OF: dict[str, Sequence[str]] = {
     "loss_aggregation": LOSS_AGGREGATIONS,
     "correction": ("tis", "none"),
     "overlong": OVERLONG,
+    "late_policy": get_args(LatePolicy),
     "torch_dtype": ("float32", "bfloat16"),
     "save_strategy": ("steps", "no"),
 }

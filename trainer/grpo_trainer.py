@@ -193,6 +193,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             run_name=str(config.run_name),
             batch_size=config.batch_size,
             max_staleness=config.max_staleness,
+            late_policy=config.late_policy,
             max_token_len=config.max_token_len,
             num_steps=config.max_steps,
             start_step=self.state.global_step,

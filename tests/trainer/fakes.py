@@ -142,6 +142,10 @@ class FakeClient:
             request=request,
         )
 
+    async def renew_trainer(self, session: int) -> None:
+        self._check(session)
+        self.server.events.append(("renew",))
+
     async def lease(self, step: int, *, session: int, deadline_s: float) -> list[Group]:
         self._check(session)
         self.server.events.append(("lease", step))

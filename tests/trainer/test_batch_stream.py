@@ -18,6 +18,7 @@ from atroposlib.errors import FencedError, NoBatchError, StepError
 from atroposlib.wire.columns import encode_group
 from atroposlib.wire.models import RunInfo, RunRequest
 from tests.trainer.fakes import FakeRolloutServer, random_groups
+from trainer import batch_stream
 from trainer.batch_stream import BatchStream
 
 REQUEST = RunRequest(run_name="r", batch_size=8, num_steps=3)
@@ -77,6 +78,17 @@ def test_without_prefetch_a_batch_is_leased_when_it_is_asked_for() -> None:
         time.sleep(0.2)
 
     assert server.said("lease") == [("lease", 0)]
+
+
+def test_the_server_hears_that_the_trainer_lives_while_a_step_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_stream, "RENEW_PERIOD_S", 0.05)
+    server = FakeRolloutServer()
+
+    with a_stream(server) as stream:
+        stream.get(0)
+        time.sleep(0.3)
+
+    assert len(server.said("renew")) >= 2
 
 
 def test_after_the_deadline_the_error_says_what_the_server_waits_for() -> None:
