@@ -49,6 +49,7 @@ class EmbeddedStore:
         self.on_event: Callable[[str, str], None] = lambda kind, text: None
         self._journal = journal
         self._limits = limits
+        self._is_closed = False
         self._units: list[Unit] = []
         self._in_write: list[Changes] = []
         self._restore()
@@ -236,8 +237,10 @@ class EmbeddedStore:
 
     async def close(self) -> None:
         """See Store.close."""
-        await self._commits.close()
-        self._journal.close()
+        if not self._is_closed:
+            self._is_closed = True
+            await self._commits.close()
+            self._journal.close()
 
 
 class SQLiteStore(EmbeddedStore):

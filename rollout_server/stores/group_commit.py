@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from atroposlib.errors import StoreUnavailableError
+
 log = logging.getLogger(__name__)
 
 Unit = Callable[[], None]
@@ -47,13 +49,15 @@ class GroupCommit:
         """Returns when all that has changed so far is durable.
 
         Raises:
-            Exception: the transaction failed and nothing of it happened.
+            StoreUnavailableError: the transaction failed and nothing of it happened.
         """
         self._wanted.set()
         await asyncio.shield(self._next)
 
     async def close(self) -> None:
-        """Write what is left, then end the thread."""
+        """Write what is left, then end the thread. A second call does nothing."""
+        if self._task.done():
+            return
         await self.written()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -79,8 +83,16 @@ class GroupCommit:
                 log.exception("store transaction failed; the requests in it are refused")
                 later, self._next = self._next, _quiet_future()
                 self._on_failure()
-                waiting.set_exception(error)
-                later.set_exception(error)
+                for future in (waiting, later):
+                    future.set_exception(_as_unavailable(error))
+
+
+def _as_unavailable(error: Exception) -> StoreUnavailableError:
+    unavailable = StoreUnavailableError(
+        f"the store could not write ({error}); nothing of this request happened: check disk space and rights, then try again"
+    )
+    unavailable.__cause__ = error
+    return unavailable
 
 
 def _run_all(units: Sequence[Unit]) -> None:

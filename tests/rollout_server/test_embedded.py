@@ -1,0 +1,167 @@
+"""What only the store on disk promises: a write that fails refuses everybody in it, runs are put aside whole, a restart finds all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atroposlib.errors import StoreUnavailableError
+from atroposlib.wire.columns import Blob, Group, encode_group, read_blobs
+from atroposlib.wire.models import EnvRequest, TicketRequest
+from rollout_server.stores.base import Batch, StoreLimits
+from rollout_server.stores.embedded import SQLiteStore
+from rollout_server.stores.run_reader import RunReader
+from rollout_server.stores.segments import SegmentFiles
+from tests.builders import a_group, a_run
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SQLiteStore]:
+    store = await SQLiteStore.open(tmp_path / "data", StoreLimits())
+    yield store
+    await store.close()
+
+
+def blobs(*groups: Group) -> list[Blob]:
+    return list(read_blobs(b"".join(encode_group(group) for group in groups)))
+
+
+async def started(store: SQLiteStore) -> tuple[int, int]:
+    run = await store.open_run(a_run())
+    env = await store.register_env(EnvRequest(name="env", group_size=2))
+    await store.set_policy(0, run.session)
+    return run.session, env.session
+
+
+async def a_ticket(store: SQLiteStore, session: int) -> str:
+    grant = await store.grant_tickets(TicketRequest(env_id=0, session=session, sequences=2))
+    return grant.tickets[0].ticket
+
+
+class FullDisk:
+    """Stands in for SegmentFiles.write until it is told that there is room again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(SegmentFiles, "write", self._refuse)
+
+    def _refuse(self, *arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def has_room(self) -> None:
+        self._monkeypatch.undo()
+
+
+async def test_a_write_that_fails_refuses_everybody_in_it_and_leaves_no_trace(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, env = await started(store)
+    ticket = await a_ticket(store, env)
+    disk = FullDisk(monkeypatch)
+
+    refused = await asyncio.gather(
+        store.append(blobs(a_group("g1", ticket=ticket))),
+        store.append(blobs(a_group("g2"))),
+        store.ack(0, trainer, 1),
+        return_exceptions=True,
+    )
+    disk.has_room()
+
+    assert [type(error) for error in refused[:2]] == [StoreUnavailableError] * 2
+    assert "No space left on device" in str(refused[0])
+    status = await store.status()
+    assert (status.queued_groups, status.tickets_outstanding, status.groups_accepted) == (0, 1, 0)
+    assert (await store.append(blobs(a_group("g1", ticket=ticket))))[0].status == "accepted"
+
+
+async def test_a_group_that_could_not_be_written_is_not_taken_for_a_duplicate(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await started(store)
+    disk = FullDisk(monkeypatch)
+    with pytest.raises(StoreUnavailableError):
+        await store.append(blobs(a_group("g1")))
+    disk.has_room()
+
+    assert await store.known(["g1"]) == set()
+    assert (await store.append(blobs(a_group("g1"))))[0].status == "accepted"
+
+
+async def test_another_run_starts_clean_and_the_earlier_one_can_be_read_in_the_archive(
+    store: SQLiteStore, tmp_path: Path
+) -> None:
+    trainer, _ = await started(store)
+    first = a_group("g1")
+    await store.append(blobs(first, a_group("g2")))
+    assert isinstance(await store.lease(0, trainer), Batch)
+
+    await store.open_run(a_run("another/run"))
+    await store.register_env(EnvRequest(name="env", group_size=2))
+    await store.append(blobs(a_group("g1")))
+
+    status = await store.status()
+    assert (status.run_name, status.queued_groups, status.formed_steps) == ("another/run", 1, 0)
+    [folder] = (tmp_path / "data" / "archive").iterdir()
+    with RunReader.open(folder) as archived:
+        assert archived.run.run_name == "run"
+        assert [(record.group_id, record.step) for record, _ in archived.groups()] == [("g1", 0), ("g2", 0)]
+        assert bytes(next(archived.groups())[1]) == encode_group(first)
+
+
+async def test_a_run_that_is_opened_while_others_are_written_loses_nothing_of_either(store: SQLiteStore) -> None:
+    await started(store)
+
+    await asyncio.gather(
+        store.append(blobs(a_group("old", n=4))),
+        store.open_run(a_run("new")),
+        store.append(blobs(a_group("kept")), is_strict=False),
+    )
+
+    assert [record.group_id for record in (await store.records()).records] == ["kept"]
+
+
+async def test_a_restarted_server_has_queue_batches_tickets_and_counters(store: SQLiteStore, tmp_path: Path) -> None:
+    trainer, env = await started(store)
+    ticket = await a_ticket(store, env)
+    await store.append(blobs(*[a_group(f"g{i}") for i in range(3)]))
+    batch = await store.lease(0, trainer)
+    before = await store.status()
+    await store.close()
+
+    again = await SQLiteStore.open(tmp_path / "data", StoreLimits())
+    try:
+        leased = await again.lease(0, trainer)
+        after = await again.status()
+
+        assert isinstance(batch, Batch)
+        assert isinstance(leased, Batch)
+        assert [bytes(blob) for blob in leased.blobs] == [bytes(blob) for blob in batch.blobs]
+        ages = {"trainer_last_seen_s", "envs", "trainer_waits_for"}
+        assert after.model_dump(exclude=ages) == before.model_dump(exclude=ages)
+        assert (await again.append(blobs(a_group("late", ticket=ticket))))[0].status == "accepted"
+        assert (await again.status()).tickets_outstanding == 0
+    finally:
+        await again.close()
+
+
+async def test_bytes_that_no_row_names_do_no_harm(store: SQLiteStore, tmp_path: Path) -> None:
+    """As after a crash between the payload and its row."""
+    await started(store)
+    await store.append(blobs(a_group("g1")))
+    await store.close()
+    [segment] = (tmp_path / "data" / "current" / "segments").glob("*.seg")
+    with segment.open("ab") as file:
+        file.write(b"half a group")
+
+    again = await SQLiteStore.open(tmp_path / "data", StoreLimits())
+
+    assert (await again.status()).queued_groups == 1
+    assert (await again.append(blobs(a_group("g2"))))[0].status == "accepted"
+    latest = await again.latest_group()
+    assert latest is not None
+    assert next(read_blobs(latest)).header.group_id == "g2"
+    await again.close()
