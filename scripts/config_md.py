@@ -15,7 +15,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -138,12 +138,23 @@ def _first_line(cls: type) -> str:
     return (inspect.getdoc(cls) or "").split("\n")[0]
 
 
+def _plain(kind: Any) -> Any:
+    """A type without what Annotated hangs on its parts."""
+    if get_origin(kind) is Annotated:
+        return _plain(get_args(kind)[0])
+    if get_origin(kind) in (dict, list, tuple, set, frozenset):
+        return get_origin(kind)[tuple(_plain(part) for part in get_args(kind))]
+    return kind
+
+
 def _kind(kind: Any) -> str:
+    kind = _plain(kind)
     text = kind.__name__ if inspect.isclass(kind) and not hasattr(kind, "__args__") else str(kind)
     for noise in (
         "typing.",
         "collections.abc.",
         "pathlib.",
+        "pydantic.types.",
         "atroposlib.launch.config.",
         "atroposlib.launch.inference.",
     ):
