@@ -166,7 +166,8 @@ def _subclasses(cls: type[AtroposError]) -> list[type[AtroposError]]:
 
 def error_from_wire(code: str, detail: str, status: int) -> AtroposError:
     """Raise on the client what the server raised: the type by its code, the text unchanged."""
-    by_code = {cls.code: cls for cls in _subclasses(AtroposError)}
+    # A type that only refines another travels as that one: the refinement is of the process that made it.
+    by_code = {cls.code: cls for cls in _subclasses(AtroposError) if "code" in vars(cls)}
     cls = by_code.get(code)
     if cls is None:
         cls = ProtocolError if 400 <= status < 500 else AtroposError
