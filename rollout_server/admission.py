@@ -6,6 +6,8 @@ must therefore fit into the batches next_step .. w + K, for every w: the feasibi
 scheduling. A group may start when the test still holds with it; a batch may leave when the test holds for what stays
 behind. Counting admissions alone is not enough: a batch filled with fresh groups while older ones are in flight would
 leave the older ones too few places.
+
+Source: Liu and Layland 1973, doi:10.1145/321738.321743, for unit jobs with deadlines.
 """
 
 from __future__ import annotations

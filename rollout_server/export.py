@@ -19,7 +19,8 @@ from atroposlib.wire.columns import Group, decode_groups
 from atroposlib.wire.models import GroupRecord
 from rollout_server.export_json import AtroposWriter, JsonLinesWriter
 from rollout_server.export_parquet import ParquetWriter
-from rollout_server.recorded import STATES, GroupState, RecordedRun, open_recorded
+from rollout_server.recorded import STATES, open_recorded
+from rollout_server.stores.run_reader import GroupState, RunReader
 
 FORMATS = ("parquet", "jsonl", "atropos")
 
@@ -122,7 +123,7 @@ def _new_file(out: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def _writer(format_name: str, path: Path, recorded: RecordedRun) -> Writer:
+def _writer(format_name: str, path: Path, recorded: RunReader) -> Writer:
     match format_name:
         case "jsonl":
             return JsonLinesWriter(path)
@@ -132,9 +133,7 @@ def _writer(format_name: str, path: Path, recorded: RecordedRun) -> Writer:
             return ParquetWriter(path, recorded.run)
 
 
-def _export(
-    recorded: RecordedRun, writer: Writer, steps: range | None, states: Sequence[GroupState]
-) -> tuple[int, int]:
+def _export(recorded: RunReader, writer: Writer, steps: range | None, states: Sequence[GroupState]) -> tuple[int, int]:
     """Write the groups; returns how many, and how many more there would be were their payload kept."""
     total = sum(_matches(record, steps, states) for record in recorded.records())
     written = 0

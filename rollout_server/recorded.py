@@ -1,39 +1,16 @@
-"""A run as its folder keeps it: what export, replay and the summary read, and how a command line names one."""
+"""Which run a command line means by a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
 
 from atroposlib.errors import ConfigError
-from atroposlib.wire.models import GroupRecord, RunInfo
-from rollout_server.stores.run_reader import RunReader
+from rollout_server.stores.run_reader import GroupState, RunReader
 
-GroupState = Literal["batched", "queued", "retired"]
 STATES: tuple[GroupState, ...] = ("batched", "queued", "retired")
 
 
-class RecordedRun(Protocol):
-    """Read only; a server may be writing the run at the same time."""
-
-    @property
-    def run(self) -> RunInfo:
-        """What the run was opened with, and how far it came."""
-
-    def records(self) -> Iterator[GroupRecord]:
-        """Where each group is, in order of arrival."""
-
-    def groups(
-        self, steps: range | None = None, states: Sequence[GroupState] = ("batched",)
-    ) -> Iterator[tuple[GroupRecord, bytes | memoryview]]:
-        """Groups whose payload is kept, encoded as they came, by step and place in the batch."""
-
-    def close(self) -> None:
-        """Close the files. Use a run on the thread that opened it."""
-
-
-def open_recorded(folder: Path) -> RecordedRun:
+def open_recorded(folder: Path) -> RunReader:
     """The run in a folder: of a rollout server (its open run), of an archived run, or of `atropos up`.
 
     Raises:

@@ -30,8 +30,9 @@ from atroposlib.wire.models import (
     TicketUpdate,
 )
 from rollout_server.batching import shard_groups
-from rollout_server.recorded import RecordedRun, open_recorded
+from rollout_server.recorded import open_recorded
 from rollout_server.stores.base import WHOLE, Batch, NotReady, Payload, Shard
+from rollout_server.stores.run_reader import RunReader
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class ReplayStore:
     """
 
     def __init__(
-        self, recorded: RecordedRun, recording: Recording, reader: ThreadPoolExecutor, *, seconds_per_step: float = 0.0
+        self, recorded: RunReader, recording: Recording, reader: ThreadPoolExecutor, *, seconds_per_step: float = 0.0
     ) -> None:
         self.on_capacity: Callable[[], None] = lambda: None
         self.on_queue: Callable[[], None] = lambda: None
@@ -81,9 +82,7 @@ class ReplayStore:
         self._waits_for: str | None = None
 
     @classmethod
-    async def open(
-        cls, folder: Path, *, seconds_per_step: float = 0.0, open_run: Callable[[Path], RecordedRun] = open_recorded
-    ) -> Self:
+    async def open(cls, folder: Path, *, seconds_per_step: float = 0.0) -> Self:
         """Find out what the folder keeps.
 
         Raises:
@@ -91,7 +90,7 @@ class ReplayStore:
         """
         reader = ThreadPoolExecutor(1, thread_name_prefix="replay")
         loop = asyncio.get_running_loop()
-        recorded = await loop.run_in_executor(reader, open_run, folder)
+        recorded = await loop.run_in_executor(reader, open_recorded, folder)
         recording = await loop.run_in_executor(reader, survey, recorded)
         if not recording.steps:
             await loop.run_in_executor(reader, recorded.close)
@@ -299,7 +298,7 @@ class ReplayStore:
         )
 
 
-def survey(recorded: RecordedRun) -> Recording:
+def survey(recorded: RunReader) -> Recording:
     """Which steps can be replayed. Retention deletes the oldest payload first, so they are the last ones."""
     batches = Counter(
         record.step for record in recorded.records() if record.state == "batched" and record.step is not None

@@ -20,7 +20,7 @@ class StoredGroup(QueuedGroup, frozen=True):
 
 @dataclass
 class EnvCount:
-    """What one environment has in the queue."""
+    """What one environment has, in the queue or in flight."""
 
     groups: int = 0
     sequences: int = 0

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
-
 import msgspec
 
-from rollout_server.admission import Bound, must_leave, must_wait_for, overfull_version
-from rollout_server.batching import EnvShare, QueuedGroup, Wait, plan_batch
+from rollout_server.admission import Bound
+from rollout_server.batching import EnvShare, QueuedGroup, Wait
+from rollout_server.planning import Plan, Scene, plan_next
 from rollout_server.stores.redis_answers import BatchRow
 
 
@@ -62,42 +60,21 @@ class MemberGroup(QueuedGroup, frozen=True):
     member: str
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Groups for the next batch, oldest first."""
-
-    members: list[str]
-    overfull: int | None
-    """The version up to which more stays queued than can be trained in time; none as long as admission keeps its promise."""
-
-
-def plan_next(look: Look, step: int) -> Plan | Wait:
-    """Choose the groups of the batch of `step`, or say what it waits for."""
-    bound = Bound(look.batch_size, look.max_staleness, step)
-    pending, flight = dict(look.pending), dict(look.flight)
-    version = must_wait_for(bound, pending, dict(look.queued)) if look.is_patient else None
-    if version is not None:
-        return _stragglers(flight, version, step)
-    shares = {row.env_id: EnvShare(row.weight, row.minimum, row.trained_tokens, row.is_live) for row in look.shares}
-    groups = [_group(row) for row in look.window]
-    plan = plan_batch(groups, look.batch_size, must_leave=must_leave(bound, pending), shares=shares)
-    if isinstance(plan, Wait):
-        return plan
-    stays = Counter(pending)
-    for group in plan:
-        if group.oldest_version is not None:
-            stays[group.oldest_version] -= group.n_sequences
-    version = overfull_version(bound.after_next_batch(), +stays)
-    if version is None or not any(other <= version for other in flight):
-        return Plan([group.member for group in plan], version)
-    if look.is_patient:
-        return _stragglers(flight, version, step)
-    return Plan([group.member for group in plan], None)
-
-
-def _stragglers(flight: dict[int, int], version: int, step: int) -> Wait:
-    older = sum(groups for other, groups in flight.items() if other <= version)
-    return Wait(f"{older} older groups in flight that step {step} must leave room for (max_staleness)")
+def plan_on(look: Look, step: int) -> Plan[MemberGroup] | Wait:
+    """The batch of `step`, or what it waits for."""
+    return plan_next(
+        Scene(
+            bound=Bound(look.batch_size, look.max_staleness, step),
+            queued=dict(look.queued),
+            pending=dict(look.pending),
+            flight=dict(look.flight),
+            window=[_group(row) for row in look.window],
+            shares={
+                row.env_id: EnvShare(row.weight, row.minimum, row.trained_tokens, row.is_live) for row in look.shares
+            },
+            is_patient=look.is_patient,
+        )
+    )
 
 
 def _group(row: WindowRow) -> MemberGroup:

@@ -49,7 +49,7 @@ from rollout_server.stores.redis_answers import (
     StatusFacts,
 )
 from rollout_server.stores.redis_link import ORPHAN_TTL_S, RedisLink
-from rollout_server.stores.redis_plan import Leased, plan_next
+from rollout_server.stores.redis_plan import Leased, plan_on
 from rollout_server.stores.redis_server import check_server
 from rollout_server.stores.redis_wakeups import Wakeups
 
@@ -347,11 +347,16 @@ class RedisStore:
                 allocation_wait_ms=round(self._limits.allocation_wait_s * 1000),
             )
             if answer.look is not None:
-                plan = plan_next(answer.look, step)
+                plan = plan_on(answer.look, step)
                 if isinstance(plan, Wait):
                     return await self._wait(step, plan)
                 answer = await self._run(
-                    "bind", Leased, step=step, session=session, members=plan.members, overfull=plan.overfull
+                    "bind",
+                    Leased,
+                    step=step,
+                    session=session,
+                    members=[group.member for group in plan.groups],
+                    overfull=None if plan.strands else plan.overfull,
                 )
             if answer.batch is not None:
                 return await self._read_batch(step, answer.batch, shard)

@@ -18,7 +18,7 @@ from rollout_server.stores.run_folder import read_groups, read_run
 from rollout_server.stores.schema import SCHEMA_VERSION
 from rollout_server.stores.segments import SegmentFiles
 
-State = Literal["queued", "batched", "retired"]
+GroupState = Literal["batched", "queued", "retired"]
 PAGE = 1_000
 """Rows read at a time: a long transaction would keep a running server from shortening its log."""
 
@@ -33,18 +33,14 @@ class RunReader:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Look into a run's folder, or into a data folder, for the run that is open there.
+        """Open a run's folder: current/, or one in archive/.
 
         Raises:
             ConfigError: no run is there, or another version wrote it.
         """
-        if not (folder / "run.sqlite").exists() and (folder / "current" / "run.sqlite").exists():
-            folder = folder / "current"
         path = folder / "run.sqlite"
-        if not path.exists():
-            raise ConfigError(
-                f"{folder} holds no run: expected run.sqlite in it; name a rollout server's --data-dir or a folder in its archive/"
-            )
+        if not path.is_file():
+            raise ConfigError(f"{folder} holds no run: no run.sqlite is there; name a run's folder")
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version != SCHEMA_VERSION:
@@ -79,7 +75,7 @@ class RunReader:
             key = rows[-1].key
 
     def groups(
-        self, steps: range | None = None, states: Sequence[State] = ("batched",)
+        self, steps: range | None = None, states: Sequence[GroupState] = ("batched",)
     ) -> Iterator[tuple[GroupRecord, Payload]]:
         """Records with payloads that are still kept: batches in order of step and place, then the queue, then what was retired.
 
@@ -94,17 +90,6 @@ class RunReader:
             yield from self._with_payload(read_groups(self._db, where))
         if "retired" in states:
             yield from self._with_payload(read_groups(self._db, "retired IS NOT NULL ORDER BY key"))
-
-    def kept_steps(self) -> range:
-        """The steps, without gaps and ending at the last, whose batches are kept whole."""
-        found = self._steps(None)
-        first = found[-1] + 1 if found else 0
-        for step in reversed(found):
-            rows = list(read_groups(self._db, "step = ?", (step,)))
-            if any(row.place is None or not self._payloads.holds(row.place) for row in rows):
-                break
-            first = step
-        return range(first, found[-1] + 1 if found else 0)
 
     def _steps(self, steps: range | None) -> list[int]:
         found = [

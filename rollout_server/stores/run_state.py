@@ -10,7 +10,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -39,12 +39,14 @@ from atroposlib.wire.models import (
     TicketRequest,
     TicketUpdate,
 )
-from rollout_server.admission import Bound, Claim, fits, may_take, must_leave, must_wait_for, overfull_version
-from rollout_server.batching import SEARCH_WINDOW, EnvShare, Wait, plan_batch
+from rollout_server.admission import Bound, Claim, fits, may_take
+from rollout_server.batching import SEARCH_WINDOW, EnvShare, Wait
+from rollout_server.planning import Scene, overfull_without, plan_next
 from rollout_server.stores.base import NotReady, StoreLimits
 from rollout_server.stores.changes import Changes, EnvRow, GroupRow, RunRow, Snapshot, TicketRow
+from rollout_server.stores.in_flight import InFlight, TicketState
 from rollout_server.stores.payloads import Place
-from rollout_server.stores.queue import Queue, StoredGroup
+from rollout_server.stores.queue import EnvCount, Queue, StoredGroup
 
 log = logging.getLogger(__name__)
 
@@ -58,19 +60,8 @@ class EnvState:
     """Unix time, seconds."""
     is_waiting: bool = False
     """Its last request for tickets was not met in full."""
-    sequences_in_flight: int = 0
-    tickets: int = 0
     lacking_since: float | None = None
     """Since when a batch has waited for its minimum; None once it posts again."""
-
-
-@dataclass
-class TicketState:
-    """A group in flight."""
-
-    row: TicketRow
-    deadline: float
-    """Unix time, seconds."""
 
 
 @dataclass
@@ -90,12 +81,10 @@ class RunState:
     envs: dict[int, EnvState] = field(default_factory=dict)
     servers: dict[str, tuple[InferenceServer, float]] = field(default_factory=dict)
     """By URL, with the time each was last reported."""
-    tickets: dict[str, TicketState] = field(default_factory=dict)
+    flight: InFlight = field(default_factory=InFlight)
     queue: Queue = field(default_factory=Queue)
     batches: dict[int, list[StoredGroup]] = field(default_factory=dict)
     """Formed and not committed, by step."""
-    pending: Counter[int] = field(default_factory=Counter)
-    """Sequences queued or in flight, by oldest version."""
     counters: Counter[str] = field(default_factory=Counter)
     next_key: int = 1
     trainer_last_seen: float | None = None
@@ -119,12 +108,12 @@ class RunState:
         self.servers = {url: (server, now) for url, server in snapshot.servers.items()}
         for ticket, row in snapshot.tickets.items():
             # Whoever holds a ticket could not renew it while the server was down: the clock starts anew.
-            self._hold(ticket, TicketState(row, now + self.limits.ticket_ttl_s))
+            self.flight.add(ticket, TicketState(row, now + self.limits.ticket_ttl_s))
         for group_row in snapshot.groups:
             assert group_row.place is not None
             group = _stored(group_row, group_row.place)
             if group_row.step is None:
-                self._enqueue(group)
+                self.queue.add(group)
             else:
                 self.batches.setdefault(group_row.step, []).append(group)
         for batch in self.batches.values():
@@ -215,7 +204,7 @@ class RunState:
         known = {env.row.request.name: env_id for env_id, env in self.envs.items()}
         env_id = known.get(request.name, max(self.envs, default=-1) + 1)
         session = self.envs[env_id].row.session + 1 if env_id in self.envs else 1
-        self._void(self._tickets_of(env_id), reason="env_restarted")
+        self._void(self.flight.of_env(env_id), reason="env_restarted")
         self._set_env(EnvState(EnvRow(env_id, request, session), self.clock()))
         self._event("env_joined", f"environment {request.name}: id {env_id}, session {session}")
         return EnvInfo(env_id=env_id, session=session, run=self.run_info())
@@ -232,7 +221,7 @@ class RunState:
         env = self.envs.get(env_id)
         if env is None:
             return False
-        self._void(self._tickets_of(env_id), reason="env_left")
+        self._void(self.flight.of_env(env_id), reason="env_left")
         env.is_waiting = False
         env.row = self.changes.envs[env_id] = replace(env.row, is_connected=False)
         self.queue_changed = self.capacity_changed = True
@@ -281,7 +270,7 @@ class RunState:
         while len(tickets) < request.count and not is_finished and self._may_start(run, env, request.sequences):
             ticket = uuid.uuid4().hex
             row = TicketRow(request.env_id, request.sequences, run.policy_version)
-            self._hold(ticket, TicketState(row, self.clock() + self.limits.ticket_ttl_s))
+            self.flight.add(ticket, TicketState(row, self.clock() + self.limits.ticket_ttl_s))
             self.changes.tickets_added[ticket] = row
             tickets.append(
                 Ticket(ticket=ticket, policy_version=run.policy_version, deadline_s=self.limits.ticket_ttl_s)
@@ -298,11 +287,10 @@ class RunState:
         if run.policy_version < 0:
             return False
         left = max(0, run.request.num_steps - run.next_step) * run.request.batch_size
-        in_flight = sum(other.sequences_in_flight for other in self.envs.values())
-        if self.queue.sequences + in_flight + sequences > left:
+        if self.queue.sequences + self.flight.sequences + sequences > left:
             return False  # the queue and the groups in flight already fill every step that is left
         bound = self.bound()
-        if not fits(bound, self.pending, version=run.policy_version, sequences=sequences):
+        if not fits(bound, self._pending(), version=run.policy_version, sequences=sequences):
             return False
         waiting = [
             other for other in self.envs.values() if other.is_waiting and other is not env and self.is_live(other)
@@ -319,7 +307,7 @@ class RunState:
             Claim(
                 env.row.request.weight,
                 mean if is_measured and mean is not None else 1.0,
-                env.sequences_in_flight + self._queued_sequences(env.row.env_id),
+                _sequences(self.flight.by_env, env.row.env_id) + _sequences(self.queue.by_env, env.row.env_id),
             )
             for env, mean in zip(envs, means, strict=True)
         ]
@@ -328,17 +316,13 @@ class RunState:
         sequences = self.counters[f"trained_sequences:{env.row.env_id}"]
         return self.counters[f"trained_tokens:{env.row.env_id}"] / sequences if sequences else None
 
-    def _queued_sequences(self, env_id: int) -> int:
-        count = self.queue.by_env.get(env_id)
-        return count.sequences if count is not None else 0
-
     def renew_tickets(self, update: TicketUpdate) -> list[str]:
         """See Store.renew_tickets."""
         self._env(update.env_id, update.session)
         deadline = self.clock() + self.limits.ticket_ttl_s
-        alive = [ticket for ticket in update.tickets if ticket in self.tickets]
+        alive = [ticket for ticket in update.tickets if ticket in self.flight.tickets]
         for ticket in alive:
-            self.tickets[ticket].deadline = deadline
+            self.flight.tickets[ticket].deadline = deadline
         return alive
 
     def return_tickets(self, update: TicketUpdate) -> list[str]:
@@ -348,38 +332,19 @@ class RunState:
 
     def expire_tickets(self) -> int:
         """See Store.expire_tickets. Also wakes a batch that has waited long enough for an environment's minimum."""
-        now = self.clock()
-        late = [ticket for ticket, state in self.tickets.items() if state.deadline < now]
         if any(env.lacking_since is not None for env in self.envs.values()):
             self.queue_changed = True
-        return len(self._void(late, reason="expired"))
+        return len(self._void(self.flight.late(self.clock()), reason="expired"))
 
-    def _tickets_of(self, env_id: int) -> list[str]:
-        return [ticket for ticket, state in self.tickets.items() if state.row.env_id == env_id]
-
-    def _hold(self, ticket: str, state: TicketState) -> None:
-        self.tickets[ticket] = state
-        self._pend(state.row.policy_version, state.row.sequences)
-        env = self.envs.get(state.row.env_id)
-        if env is not None:
-            env.tickets += 1
-            env.sequences_in_flight += state.row.sequences
-
-    def _drop(self, ticket: str) -> TicketRow | None:
-        """Forget a ticket; None when it was void already."""
-        state = self.tickets.pop(ticket, None)
-        if state is None:
-            return None
-        self._pend(state.row.policy_version, -state.row.sequences)
-        self.changes.tickets_dropped.append(ticket)
-        env = self.envs.get(state.row.env_id)
-        if env is not None:
-            env.tickets -= 1
-            env.sequences_in_flight -= state.row.sequences
-        return state.row
+    def _drop(self, ticket: str) -> bool:
+        """Forget a ticket; False when it was void already."""
+        if self.flight.remove(ticket):
+            self.changes.tickets_dropped.append(ticket)
+            return True
+        return False
 
     def _void(self, tickets: Iterable[str], *, reason: str) -> list[str]:
-        alive = [ticket for ticket in tickets if self._drop(ticket) is not None]
+        alive = [ticket for ticket in tickets if self._drop(ticket)]
         if alive:
             self._count(f"ticket:{reason}", len(alive))
             self.capacity_changed = self.queue_changed = True
@@ -417,7 +382,7 @@ class RunState:
         if header.group_id in known or header.group_id in self.unsaved_ids:
             self._count("groups_duplicate")
             return GroupResult(group_id=header.group_id, status="duplicate")
-        on_time = header.ticket is not None and self._drop(header.ticket) is not None
+        on_time = header.ticket is not None and self._drop(header.ticket)
         reason = self._why_not(run, blob, on_time=on_time)
         order_version = header.oldest_version
         if order_version is None:
@@ -439,7 +404,7 @@ class RunState:
             return GroupResult(group_id=header.group_id, status="retired", reason=reason)
         self.changes.payloads.append((place, blob.data))
         self.latest = _stored(row, place)
-        self._enqueue(self.latest)
+        self.queue.add(self.latest)
         self._count("groups_accepted")
         self._count(f"env:{header.env_id}")
         return GroupResult(group_id=header.group_id, status="accepted")
@@ -454,22 +419,12 @@ class RunState:
             return None
         bound = self.bound()
         # A group whose ticket was void has lost its place; it may still find a free one.
-        is_in_time = on_time or fits(bound, self.pending, version=version, sequences=blob.n_sequences)
+        is_in_time = on_time or fits(bound, self._pending(), version=version, sequences=blob.n_sequences)
         if is_in_time and not bound.is_stale(version):
             return None
         if run.request.late_policy == "requeue":
             return "requeue"
         return "stale" if bound.is_stale(version) else "late"
-
-    def _enqueue(self, group: StoredGroup) -> None:
-        self.queue.add(group)
-        if group.oldest_version is not None:
-            self._pend(group.oldest_version, group.n_sequences)
-
-    def _dequeue(self, group: StoredGroup) -> None:
-        self.queue.remove(group)
-        if group.oldest_version is not None:
-            self._pend(group.oldest_version, -group.n_sequences)
 
     def _retire(self, group: StoredGroup, reason: str) -> None:
         """A group that is in no queue any more will never be trained."""
@@ -477,10 +432,9 @@ class RunState:
         self.changes.released.append(group.place)
         self._count(f"retired:{reason}")
 
-    def _pend(self, version: int, sequences: int) -> None:
-        self.pending[version] += sequences
-        if self.pending[version] == 0:
-            del self.pending[version]
+    def _pending(self) -> Counter[int]:
+        """Sequences queued or in flight, by oldest version."""
+        return self.queue.by_version + self.flight.sequences_by_version
 
     # Batches
 
@@ -508,49 +462,43 @@ class RunState:
         if self.queue.sequences < bound.batch_size:
             return (
                 f"{bound.batch_size - self.queue.sequences} more sequences for step {bound.next_step}"
-                f" ({self.queue.sequences} of {bound.batch_size} queued, {len(self.tickets)} groups in flight)"
+                f" ({self.queue.sequences} of {bound.batch_size} queued, {len(self.flight.tickets)} groups in flight)"
             )
-        is_patient = run.request.late_policy == "wait"
-        if is_patient and (version := must_wait_for(bound, self.pending, self.queue.by_version)) is not None:
-            return self._stragglers(version)
-        plan = self._plan(bound)
+        plan = plan_next(self._scene(bound, is_patient=run.request.late_policy == "wait"))
         if isinstance(plan, Wait):
+            if plan.is_for_minimum:
+                self._note_who_lacks()
             return plan.waiting_for
-        if (version := self._stranded(bound, plan)) is not None:
-            if is_patient:
-                return self._stragglers(version)
-            self._give_up(bound, plan, run.request.late_policy)
-        self._bind(run, plan)
+        if plan.strands:
+            self._give_up(bound, plan.groups, run.request.late_policy)
+        self._bind(run, plan.groups)
         return None
 
     def _retire_stale(self, bound: Bound) -> None:
         stale = self.queue.stale(bound)
         for group in stale:
-            self._dequeue(group)
+            self.queue.remove(group)
             self._retire(group, "stale")
         if stale:
             self._event("groups_retired", f"{len(stale)} groups went stale in the queue")
 
-    def _stragglers(self, version: int) -> str:
-        older = sum(state.row.policy_version <= version for state in self.tickets.values())
-        return f"{older} older groups in flight that step {self.bound().next_step} must leave room for (max_staleness)"
+    def _scene(self, bound: Bound, *, is_patient: bool) -> Scene[StoredGroup]:
+        return Scene(
+            bound=bound,
+            queued=self.queue.by_version,
+            pending=self._pending(),
+            flight=self.flight.groups_by_version,
+            window=list(islice(self.queue.in_order(), bound.batch_size + SEARCH_WINDOW)),
+            shares=self._shares(),
+            is_patient=is_patient,
+        )
 
-    def _plan(self, bound: Bound) -> list[StoredGroup] | Wait:
-        window = list(islice(self.queue.in_order(), bound.batch_size + SEARCH_WINDOW))
-        urgent = must_leave(bound, self.pending)
-        plan = plan_batch(window, bound.batch_size, must_leave=urgent, shares=self._shares())
-        if isinstance(plan, Wait) and plan.is_for_minimum:
-            for env in self._lacking():
-                if env.lacking_since is None:
-                    env.lacking_since = self.clock()
-        return plan
-
-    def _lacking(self) -> list[EnvState]:
-        return [
-            env
-            for env_id, env in self.envs.items()
-            if env.row.request.min_batch_allocation and not self._queued_sequences(env_id)
-        ]
+    def _note_who_lacks(self) -> None:
+        """From now on the batch's wait for an environment's minimum counts."""
+        for env_id, env in self.envs.items():
+            has_nothing = not _sequences(self.queue.by_env, env_id)
+            if env.row.request.min_batch_allocation and has_nothing and env.lacking_since is None:
+                env.lacking_since = self.clock()
 
     def _shares(self) -> dict[int, EnvShare]:
         now = self.clock()
@@ -565,28 +513,18 @@ class RunState:
             for env_id, env in self.envs.items()
         }
 
-    def _stranded(self, bound: Bound, plan: Sequence[StoredGroup]) -> int | None:
-        """A version of which groups in flight could no longer be trained in time if this batch left now."""
-        stays = Counter(self.pending)
-        for group in plan:
-            if group.oldest_version is not None:
-                stays[group.oldest_version] -= group.n_sequences
-        version = overfull_version(bound.after_next_batch(), +stays)
-        if version is None or not any(state.row.policy_version <= version for state in self.tickets.values()):
-            return None
-        return version
-
-    def _give_up(self, bound: Bound, plan: Sequence[StoredGroup], reason: str) -> None:
-        """Void the oldest groups in flight until the rest can be trained in time."""
-        for ticket, _ in sorted(self.tickets.items(), key=lambda item: item[1].row.policy_version):
-            if self._stranded(bound, plan) is None:
+    def _give_up(self, bound: Bound, batch: Sequence[StoredGroup], reason: str) -> None:
+        """Void the oldest groups in flight until what stays behind the batch can be trained in time."""
+        for ticket in self.flight.oldest_first():
+            version = overfull_without(bound, self._pending(), batch)
+            if version is None or all(other > version for other in self.flight.groups_by_version):
                 break
             self._void([ticket], reason=reason)
 
     def _bind(self, run: RunRow, plan: list[StoredGroup]) -> None:
         step = run.next_step
         for group in plan:
-            self._dequeue(group)
+            self.queue.remove(group)
             self.changes.moved[group.key] = (step, None)
             self._count(f"trained_tokens:{group.env_id}", group.n_tokens)
             self._count(f"trained_sequences:{group.env_id}", group.n_sequences)
@@ -617,7 +555,7 @@ class RunState:
                 self._retire(group, f"nack_{request.reason}")
             else:
                 self.changes.moved[group.key] = (None, None)
-                self._enqueue(group)
+                self.queue.add(group)
         self._set_run(replace(run, next_step=step))
         self.capacity_changed = self.queue_changed = True
         result = NackResult(requeued=len(dissolved) - len(retired), retired=len(retired))
@@ -631,7 +569,7 @@ class RunState:
         run = self._trainer(session)
         if step >= run.next_step:
             raise StepError(
-                f"step {step} cannot be acknowledged: its batch was never handed out (next is {run.next_step})"
+                f"step {step} cannot be acknowledged: its batch was never handed out (next is {run.next_step}); lease it first"
             )
         run = self._publish(run, policy_version)
         if step >= run.acknowledged:
@@ -644,7 +582,7 @@ class RunState:
         run = self._trainer(session)
         if step > run.acknowledged:
             raise StepError(
-                f"commit of step {step} comes before its acknowledgement (steps acknowledged: {run.acknowledged})"
+                f"commit of step {step} comes before its acknowledgement (steps acknowledged: {run.acknowledged}); acknowledge it first"
             )
         if step > run.committed:
             self._set_run(replace(run, committed=step))
@@ -663,6 +601,11 @@ class RunState:
         """What must be written now; the next call gives what came after."""
         changes, self.changes = self.changes, Changes()
         return changes
+
+
+def _sequences(by_env: Mapping[int, EnvCount], env_id: int) -> int:
+    count = by_env.get(env_id)
+    return count.sequences if count is not None else 0
 
 
 def _stored(row: GroupRow, place: Place) -> StoredGroup:

@@ -12,14 +12,14 @@ from rollout_server.stores.run_state import EnvState, RunState
 def status_of(state: RunState) -> Status:
     """See Store.status."""
     queue, run, now = state.queue, state.run, state.clock()
-    in_flight = sum(env.sequences_in_flight for env in state.envs.values())
+    in_flight = state.flight.sequences
     facts = Status(
         queued_groups=queue.groups,
         queued_sequences=queue.sequences,
         queued_bytes=queue.n_bytes,
         largest_queued_group=max(queue.sizes, default=0),
         group_sizes_queued=sorted(queue.sizes)[:64],
-        tickets_outstanding=len(state.tickets),
+        tickets_outstanding=len(state.flight.tickets),
         sequences_in_flight=in_flight,
         groups_accepted=state.counters["groups_accepted"],
         groups_duplicate=state.counters["groups_duplicate"],
@@ -58,6 +58,7 @@ def status_of(state: RunState) -> Status:
 def _env_status(state: RunState, env: EnvState, now: float) -> EnvStatus:
     request, env_id = env.row.request, env.row.env_id
     count = state.queue.by_env.get(env_id) or EnvCount()
+    flight = state.flight.by_env.get(env_id) or EnvCount()
     return EnvStatus(
         env_id=env_id,
         name=request.name,
@@ -67,7 +68,7 @@ def _env_status(state: RunState, env: EnvState, now: float) -> EnvStatus:
         min_batch_allocation=request.min_batch_allocation,
         is_connected=env.row.is_connected,
         last_seen_s=now - env.last_seen,
-        tickets=env.tickets,
+        tickets=flight.groups,
         queued_groups=count.groups,
         queued_sequences=count.sequences,
         groups_accepted=state.counters[f"env:{env_id}"],

@@ -116,10 +116,6 @@ class SegmentFiles:
                 self._reading -= Counter((number,))  # entries at zero go
             os.close(descriptor)
 
-    def holds(self, place: Place) -> bool:
-        """Whether the file of this place is there."""
-        return _path(self._folder, place.segment).exists()
-
     def release(self, places: Iterable[Place]) -> None:
         """See Payloads."""
         for place in places:

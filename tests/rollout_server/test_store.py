@@ -246,6 +246,19 @@ class TestBatches:
         assert (resumed.acknowledged_step, resumed.committed_step, resumed.policy_version) == (1, 0, 1)
         assert [await held(store, step, resumed.session) for step in (0, 1)] == before
 
+    async def test_a_trainer_that_resumes_with_a_smaller_bound_is_not_stalled_by_what_is_queued(
+        self, store: Store
+    ) -> None:
+        _, env = await started(store, batch_size=4, max_staleness=2)
+        granted = await tickets(store, env, 6)
+        await store.append(blobs(*[a_group(f"g{i}", ticket=ticket) for i, ticket in enumerate(granted)]))
+
+        resumed = (await store.open_run(a_run(batch_size=4, max_staleness=0))).session
+
+        assert await held(store, 0, resumed) == ["g0", "g1"]
+        assert isinstance(await store.lease(1, resumed), NotReady)
+        assert (await store.status()).groups_retired == {"stale": 4}
+
     async def test_committed_steps_cannot_be_leased_again_and_later_ones_can(self, store: Store) -> None:
         trainer, env = await started(store)
         await post(store, await tickets(store, env, 4))

@@ -398,7 +398,7 @@ class Lockstep(RuleBasedStateMachine):
 
 def forget_what_no_journal_keeps(state: RunState, now: float, ticket_ttl_s: float) -> None:
     """Make a state as it is after a restart."""
-    for ticket in state.tickets.values():
+    for ticket in state.flight.tickets.values():
         ticket.deadline = now + ticket_ttl_s
     for env in state.envs.values():
         env.last_seen, env.is_waiting, env.lacking_since = now, False, None
