@@ -10,7 +10,7 @@ from starlette.requests import Request
 from atroposlib.errors import GroupFormatError
 from atroposlib.wire.columns import Blob
 from rollout_server.config import ServerConfig
-from rollout_server.limits import check_media_type, read_body
+from rollout_server.limits import check_media_type, read_payload
 
 GROUPS_MEDIA_TYPE = "application/vnd.atropos.groups"
 GROUPS_REQUEST_BODY: dict[str, Any] = {
@@ -20,15 +20,15 @@ GROUPS_REQUEST_BODY: dict[str, Any] = {
 ID_COLUMNS = ("tokens", "distill_token_ids", "labels")
 
 
-async def read_groups_body(request: Request, config: ServerConfig) -> bytes:
+async def read_groups_body(request: Request, config: ServerConfig) -> bytes | memoryview:
     """The body of a request that says it holds groups.
 
     Raises:
         MediaTypeError: it says something else (415).
-        AtroposError: as read_body.
+        AtroposError: as limits.read_body.
     """
     check_media_type(request, GROUPS_MEDIA_TYPE, "application/octet-stream")
-    return await read_body(request, config)
+    return await read_payload(request, config)
 
 
 def check_groups(blobs: Sequence[Blob], config: ServerConfig) -> None:

@@ -10,7 +10,10 @@ from starlette.requests import Request
 
 from atroposlib.errors import BodyEncodingError, BodyTimeoutError, BodyTooLargeError, MediaTypeError, OverloadedError
 from rollout_server.config import ServerConfig
+from rollout_server.whole_body import EXTENSION, BodyBuffer, Takeover
 
+WHOLE_BODY_BYTES = 64 << 10
+"""Smaller bodies come in one or two pieces anyway."""
 MIN_BODY_BYTES_PER_S = 64 << 10
 """A body has body_timeout_s, and a second more for each of these that arrived: slow links pass, slow-loris does not."""
 DRAIN_TIMEOUT_S = 1.0
@@ -38,6 +41,8 @@ class Charge:
     def __init__(self, inflight: InflightBytes) -> None:
         self._inflight = inflight
         self.n_bytes = 0
+        self.whole_bytes = 0
+        """Those that came in past receive, where nobody else counts them."""
 
     def check(self, n_bytes: int) -> None:
         """Refuse what cannot be taken now.
@@ -56,6 +61,11 @@ class Charge:
         self.check(n_bytes)
         self._inflight.used += n_bytes
         self.n_bytes += n_bytes
+
+    def add_whole(self, n_bytes: int) -> None:
+        """Take n_bytes more of a body that is read whole. Raises OverloadedError."""
+        self.add(n_bytes)
+        self.whole_bytes += n_bytes
 
     def release(self) -> None:
         """Give everything back."""
@@ -80,6 +90,34 @@ async def read_body(request: Request, config: ServerConfig) -> bytes:
     except BodyTooLargeError:
         await _throw_away(request)
         raise
+
+
+async def read_payload(request: Request, config: ServerConfig) -> bytes | memoryview:
+    """As read_body, for bodies of megabytes: without copies where the connection can read into one buffer."""
+    take_over: Takeover | None = request.scope.get("extensions", {}).get(EXTENSION)
+    stated = request.headers.get("content-length", "")
+    is_large = stated.isdigit() and WHOLE_BODY_BYTES <= int(stated) <= config.max_body_bytes
+    if take_over is None or not is_large or _is_gzip(request):
+        return await read_body(request, config)
+    _check_stated_length(request, config)
+    buffer = take_over(int(stated), _charge(request).add_whole)
+    return await read_body(request, config) if buffer is None else await _filled(buffer, config)
+
+
+async def _filled(buffer: BodyBuffer, config: ServerConfig) -> memoryview:
+    """The body, within its deadline."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    try:
+        while not buffer.done.done():
+            received = buffer.received
+            left_s = start + config.body_timeout_s + received / MIN_BODY_BYTES_PER_S - loop.time()
+            if left_s <= 0:
+                raise _too_slow(received, config)
+            await asyncio.wait([buffer.done], timeout=left_s)
+        return buffer.done.result()
+    finally:
+        buffer.give_up()
 
 
 def check_media_type(request: Request, *expected: str) -> None:
@@ -123,10 +161,7 @@ async def _chunks(request: Request, config: ServerConfig) -> AsyncIterator[bytes
             async with asyncio.timeout_at(start + config.body_timeout_s + received / MIN_BODY_BYTES_PER_S):
                 message = await request.receive()
         except TimeoutError as error:
-            raise BodyTimeoutError(
-                f"{received} bytes of the body came within body_timeout_s={config.body_timeout_s:g} and a second for each"
-                f" {MIN_BODY_BYTES_PER_S} bytes; send it faster, or in smaller requests"
-            ) from error
+            raise _too_slow(received, config) from error
         if message["type"] == "http.disconnect":
             raise BodyEncodingError(f"the connection closed after {received} bytes, inside the body; send whole bodies")
         chunk: bytes = message.get("body", b"")
@@ -140,6 +175,13 @@ async def _chunks(request: Request, config: ServerConfig) -> AsyncIterator[bytes
 
 def _too_large(size: str, config: ServerConfig) -> BodyTooLargeError:
     return BodyTooLargeError(f"body {size} is over max_body_bytes={config.max_body_bytes}; send fewer groups a request")
+
+
+def _too_slow(received: int, config: ServerConfig) -> BodyTimeoutError:
+    return BodyTimeoutError(
+        f"{received} bytes of the body came within body_timeout_s={config.body_timeout_s:g} and a second for each"
+        f" {MIN_BODY_BYTES_PER_S} bytes; send it faster, or in smaller requests"
+    )
 
 
 def _is_gzip(request: Request) -> bool:

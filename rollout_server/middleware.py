@@ -67,7 +67,8 @@ class RequestMiddleware:
                 seconds = time.perf_counter() - start
                 self._metrics.observe(
                     method, route, traffic.status,
-                    seconds=seconds, received_bytes=traffic.received_bytes, sent_bytes=traffic.sent_bytes,
+                    seconds=seconds, received_bytes=traffic.received_bytes + charge.whole_bytes,
+                    sent_bytes=traffic.sent_bytes,
                 )  # fmt: skip
                 log.debug("answered", extra={"status": traffic.status, "duration_s": round(seconds, 6)})
                 request_fields.reset(fields)

@@ -1,14 +1,18 @@
-"""uvicorn's HTTP/1.1 protocol with the limits that it leaves out: header bytes, header time, connections."""
+"""uvicorn's HTTP/1.1 protocol with the limits that it leaves out: header bytes, header time, connections; and whole bodies."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rollout_server.config import ServerConfig
+from rollout_server.whole_body import EXTENSION, BodyBuffer
 
 BODY_AHEAD_BYTES = 1 << 20
 """Of one request, received and not yet looked at."""
@@ -75,7 +79,10 @@ class _BoundedProtocol(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.limits.max_header_bytes:
             raise _HeadersTooLargeError
+        extensions: dict[str, Any] = {}
+        self.scope["extensions"] = extensions
         super().on_headers_complete()
+        extensions[EXTENSION] = partial(self._take_over, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """As uvicorn's, but more of a body may come in before its reader is asked: groups are megabytes."""
@@ -85,6 +92,27 @@ class _BoundedProtocol(HttpToolsProtocol):
         if len(self.cycle.body) > BODY_AHEAD_BYTES:
             self.flow.pause_reading()
         self.cycle.message_event.set()
+
+    def _take_over(self, cycle: RequestResponseCycle, size: int, charge: Callable[[int], None]) -> BodyBuffer | None:
+        """See whole_body.Takeover. Until the buffer is full this protocol sees nothing of the connection but its end."""
+        is_current = cycle is self.cycle and cycle.more_body and not cycle.disconnected and len(cycle.body) <= size
+        if not is_current or cycle.waiting_for_100_continue or self.transport.is_closing():
+            return None
+        head, cycle.body = cycle.body, bytearray()
+        cycle.message_event.clear()
+        buffer = BodyBuffer(
+            size, head, charge=charge, owner=self, transport=self.transport, on_end=partial(self._body_ended, cycle)
+        )
+        self.flow.resume_reading()
+        return buffer
+
+    def _body_ended(self, cycle: RequestResponseCycle, is_whole: bool) -> None:
+        """The parser still waits for bytes that it did not see: right to swallow the rest of a body, not for another request."""
+        if is_whole:
+            cycle.more_body = False
+            self.parser = httptools.HttpRequestParser(self)
+        else:
+            cycle.keep_alive = False
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when the parser stopped."""

@@ -19,8 +19,9 @@ from rollout_server.compat.handover import BatchAnswer
 from rollout_server.compat.intake import Intake, Reader, take_in
 from rollout_server.compat.messages import UNLIMITED_STEPS, EnvIdentifier, RegisterEnv, Registration, parse, refusal
 from rollout_server.compat.status_env import env_figures, env_status, queue_figures
-from rollout_server.limits import read_body
+from rollout_server.limits import read_body, read_payload
 from rollout_server.routes_v1 import Inject
+from rollout_server.stores.base import Payload
 
 router = APIRouter(tags=["atropos"])
 
@@ -91,13 +92,13 @@ async def scored_data_list(request: Request, services: Inject) -> Response:
 async def _take_in(
     request: Request,
     services: Inject,
-    route: Callable[[Reader], Callable[[bytes], list[Intake]]],
+    route: Callable[[Reader], Callable[[Payload], list[Intake]]],
     answer: Callable[[int], dict[str, str | int]],
 ) -> Response:
     sender = request.client.host if request.client is not None else ""
     reader = Reader(services.config, Deduplication(services.config.legacy_dedupe_window_s), sender)
     try:
-        n_groups = await take_in(services, await read_body(request, services.config), route(reader))
+        n_groups = await take_in(services, await read_payload(request, services.config), route(reader))
     except (QueueFullError, OverloadedError) as error:
         # Old environments throw a group away at any 4xx, and try again at 503.
         return JSONResponse({"detail": str(error)}, status_code=503, headers={"Retry-After": str(RETRY_AFTER_S)})

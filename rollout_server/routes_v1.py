@@ -204,7 +204,7 @@ async def status(services: Inject) -> Status:
     return await services.store.status()
 
 
-def _parse(body: bytes, config: ServerConfig) -> Sequence[Blob]:
+def _parse(body: bytes | memoryview, config: ServerConfig) -> Sequence[Blob]:
     blobs = list(read_blobs(body))
     check_groups(blobs, config)
     return blobs

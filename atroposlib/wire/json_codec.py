@@ -100,7 +100,7 @@ _LENIENT_GROUP = TypeAdapter(ScoredData)
 _LENIENT_PARTS = TypeAdapter(list[Any])
 
 
-def read_scored_data(body: bytes | msgspec.Raw) -> ScoredData:
+def read_scored_data(body: bytes | memoryview | msgspec.Raw) -> ScoredData:
     """The group in a JSON text.
 
     Raises:
@@ -113,7 +113,7 @@ def read_scored_data(body: bytes | msgspec.Raw) -> ScoredData:
         return _LENIENT_GROUP.validate_json(bytes(body))
 
 
-def split_scored_data_list(body: bytes) -> Sequence[bytes | msgspec.Raw]:
+def split_scored_data_list(body: bytes | memoryview) -> Sequence[bytes | memoryview | msgspec.Raw]:
     """The texts of the groups in a JSON list, to be read one by one: the numbers of all as Python objects take much memory.
 
     Raises:
@@ -123,7 +123,7 @@ def split_scored_data_list(body: bytes) -> Sequence[bytes | msgspec.Raw]:
         return _PARTS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # NaN is no JSON, but was always read; whoever reads the group refuses it by name.
-        return [json.dumps(part).encode() for part in _LENIENT_PARTS.validate_json(body)]
+        return [json.dumps(part).encode() for part in _LENIENT_PARTS.validate_json(bytes(body))]
 
 
 def group_from_json(data: ScoredData, *, group_id: str) -> Group:

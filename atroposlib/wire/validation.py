@@ -74,13 +74,13 @@ def _check_sequences(cu_seqlens: Sequence[int], t: int) -> None:
 def _check_ids(columns: Columns) -> None:
     for name in ("tokens", "distill_token_ids"):
         column = columns.get(name)
-        if column is not None and column.size and column.min() < 0:
-            raise GroupFormatError(f"column {name!r} holds the negative id {int(column.min())}")
+        if column is not None and column.size and (least := np.minimum.reduce(column, axis=None)) < 0:
+            raise GroupFormatError(f"column {name!r} holds the negative id {int(least)}")
 
 
 def _check_mask(loss_mask: npt.NDArray[Any]) -> None:
-    if loss_mask.max() > 1:
-        raise GroupFormatError(f"loss_mask must hold 0 and 1, holds {int(loss_mask.max())}")
+    if (greatest := np.maximum.reduce(loss_mask)) > 1:
+        raise GroupFormatError(f"loss_mask must hold 0 and 1, holds {int(greatest)}")
 
 
 def _check_finite(columns: Columns) -> None:

@@ -96,7 +96,7 @@ class ColumnsExchange:
         post_json(connection, "/v1/envs", {"name": "benchmark", "group_size": self._group_size, "max_token_len": NEVER})
         policy = msgspec.json.encode({"session": run["session"], "policy_version": 0})
         connection.call(b"POST", "/v1/policy", policy, JSON_HEADER).expect(204)
-        return _ColumnsTaker(connection, run["session"])
+        return _ColumnsTaker(connection, HttpConnection(port), run["session"])
 
     def poster(self, port: int) -> Poster:
         """A sender of blobs."""
@@ -128,24 +128,39 @@ class _ColumnsPoster(_Connected):
 
 
 class _ColumnsTaker(_Connected):
-    def __init__(self, connection: HttpConnection, session: int) -> None:
+    """A trainer that prefetches: while it works on a batch, the next one is leased and the last acknowledgement travels."""
+
+    def __init__(self, connection: HttpConnection, acks: HttpConnection, session: int) -> None:
         super().__init__(connection)
+        self._acks = acks
         self._session = session
         self._lease = msgspec.json.encode({"session": session, "wait_s": 1.0})
         self._ack = msgspec.json.encode({"session": session})
         self._step = 0
+        self._ask()
 
     def take(self) -> bytes | None:
-        answer = self._connection.call(b"POST", f"/v1/batches/{self._step}/lease", self._lease, JSON_HEADER)
+        answer = self._connection.answer()
         if answer.status == 202:
+            self._ask()
             return None
         batch = answer.expect()
-        self._connection.call(b"POST", f"/v1/batches/{self._step}/ack", self._ack, JSON_HEADER).expect(204)
+        if self._step > 0:
+            self._acks.answer().expect(204)
+            if self._step % COMMIT_PERIOD == 0:
+                commit = msgspec.json.encode({"session": self._session, "step": self._step})
+                self._acks.call(b"POST", "/v1/commit", commit, JSON_HEADER).expect(204)
+        self._acks.send(b"POST", f"/v1/batches/{self._step}/ack", self._ack, JSON_HEADER)
         self._step += 1
-        if self._step % COMMIT_PERIOD == 0:
-            commit = msgspec.json.encode({"session": self._session, "step": self._step})
-            self._connection.call(b"POST", "/v1/commit", commit, JSON_HEADER).expect(204)
+        self._ask()
         return batch
+
+    def close(self) -> None:
+        super().close()
+        self._acks.close()
+
+    def _ask(self) -> None:
+        self._connection.send(b"POST", f"/v1/batches/{self._step}/lease", self._lease, JSON_HEADER)
 
 
 class JsonExchange:

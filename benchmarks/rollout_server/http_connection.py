@@ -59,6 +59,11 @@ class HttpConnection:
 
     def call(self, method: bytes, path: str, body: bytes | bytearray = b"", headers: bytes = b"") -> Answer:
         """Send one request and read its whole answer."""
+        self.send(method, path, body, headers)
+        return self.answer()
+
+    def send(self, method: bytes, path: str, body: bytes | bytearray = b"", headers: bytes = b"") -> None:
+        """Send one request; its answer must be read before the next one is sent."""
         length = b"Content-Length: %d\r\n" % len(body) if body or method == b"POST" else b""
         head = b"%s %s HTTP/1.1\r\n%s%s%s\r\n" % (method, path.encode(), self._host, length, headers)
         if time.monotonic() - self._used > IDLE_S:
@@ -67,6 +72,9 @@ class HttpConnection:
         self._socket.sendall(head)
         if body:
             self._socket.sendall(body)
+
+    def answer(self) -> Answer:
+        """Read the whole answer of the request that was sent."""
         answer = self._read_answer()
         self._used = time.monotonic()
         return answer

@@ -23,6 +23,7 @@ from rollout_server.compat.messages import Location, parse, refusal
 from rollout_server.config import ServerConfig
 from rollout_server.group_limits import check_groups
 from rollout_server.services import Services
+from rollout_server.stores.base import Payload
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,17 @@ class Reader:
     dedupe: Deduplication
     sender: str
 
-    def one(self, body: bytes) -> list[Intake]:
+    def one(self, body: Payload) -> list[Intake]:
         """The body of POST /scored_data. Raises RequestValidationError."""
         return [self._checked(body, ("body",), Counter())]
 
-    def many(self, body: bytes) -> list[Intake]:
+    def many(self, body: Payload) -> list[Intake]:
         """The body of POST /scored_data_list; one bad group refuses them all. Raises RequestValidationError."""
         seen: Counter[str] = Counter()
         parts = parse(split_scored_data_list, body)
         return [self._checked(part, ("body", index), seen) for index, part in enumerate(parts)]
 
-    def _checked(self, text: bytes | msgspec.Raw, location: Location, seen: Counter[str]) -> Intake:
+    def _checked(self, text: Payload | msgspec.Raw, location: Location, seen: Counter[str]) -> Intake:
         data = parse(read_scored_data, text, location)
         try:
             return self._encoded(data, seen)
@@ -85,7 +86,7 @@ def _blob(group: Group, config: ServerConfig) -> Blob:
     return blobs[0]
 
 
-async def take_in(services: Services, body: bytes, read: Callable[[bytes], list[Intake]]) -> int:
+async def take_in(services: Services, body: Payload, read: Callable[[Payload], list[Intake]]) -> int:
     """Keep the groups of a body; returns how many there were, repetitions included.
 
     Raises:

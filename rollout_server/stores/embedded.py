@@ -71,7 +71,7 @@ class EmbeddedStore:
         changes = self.state.take_changes()
         if changes:
             self._in_write.append(changes)
-            self._units.append(partial(self._journal.write, changes))
+            self._units.append(partial(self._journal.write, changes, self._payloads))
 
     def _take_units(self) -> list[Unit]:
         self._stage()
@@ -117,7 +117,7 @@ class EmbeddedStore:
         """Start clean; the journal archives what was, in its turn."""
         self._stage()
         self._in_write.clear()  # its released payloads go to the archive with the rest
-        self._units.append(partial(self._journal.archive, run_name))
+        self._units.append(partial(self._journal.archive, run_name, self._payloads))
         self._payloads = self._journal.fresh_payloads()
         events = self.state.events
         self.state = RunState(self._limits, self._payloads.allocate, clock=self.state.clock, events=events)

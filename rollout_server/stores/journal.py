@@ -22,11 +22,15 @@ class Journal(Protocol):
     def load(self) -> Snapshot:
         """What a server that starts again goes on with."""
 
-    def write(self, changes: Changes) -> None:
-        """All or nothing, and durable on return."""
+    def write(self, changes: Changes, payloads: Payloads) -> None:
+        """All or nothing, and durable on return.
 
-    def archive(self, run_name: str) -> None:
-        """Put the run aside and start clean."""
+        Args:
+            payloads: of the run that the changes belong to, which may be on its way to the archive.
+        """
+
+    def archive(self, run_name: str, payloads: Payloads) -> None:
+        """Put a run and its payloads aside and start clean."""
 
     def fresh_payloads(self) -> Payloads:
         """The payloads of the run that the next `archive` makes room for."""
@@ -81,16 +85,16 @@ class MemoryJournal:
         """See Journal."""
         return EMPTY
 
-    def write(self, changes: Changes) -> None:
+    def write(self, changes: Changes, payloads: Payloads) -> None:
         """See Journal."""
-        self._payloads.write(changes.payloads)
+        payloads.write(changes.payloads)
         for row in changes.groups:
             self._rows[row.key] = row
             self._ids.add(row.group_id)
         for key, (step, retired) in changes.moved.items():
             self._rows[key] = msgspec.structs.replace(self._rows[key], step=step, retired=retired)
 
-    def archive(self, run_name: str) -> None:
+    def archive(self, run_name: str, payloads: Payloads) -> None:
         """See Journal. There is nowhere to put it."""
         self._rows.clear()
         self._ids.clear()

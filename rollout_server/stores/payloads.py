@@ -47,9 +47,12 @@ class Payloads(Protocol):
     def release(self, places: Iterable[Place]) -> None:
         """These will not be leased again; they may go, or be kept for export while there is room."""
 
+    def close(self) -> None:
+        """Nothing more will be written; called on the writing thread."""
+
 
 class MemoryPayloads:
-    """Bytes in this process, gone with it."""
+    """Bytes in this process, gone with it. The body of a request stays until the last of its groups is released."""
 
     def __init__(self) -> None:
         self._held: dict[int, Payload] = {}
@@ -61,9 +64,9 @@ class MemoryPayloads:
         return Place(0, self._next, size)
 
     def write(self, payloads: Sequence[tuple[Place, Payload]]) -> None:
-        """See Payloads. A view is copied: it would keep the whole request alive."""
+        """See Payloads. Views are kept, not copied: groups of one request are consumed together."""
         for place, payload in payloads:
-            self._held[place.offset] = bytes(payload)
+            self._held[place.offset] = payload
 
     def read(self, places: Sequence[Place]) -> list[Payload]:
         """See Payloads."""
@@ -73,3 +76,6 @@ class MemoryPayloads:
         """See Payloads."""
         for place in places:
             self._held.pop(place.offset, None)
+
+    def close(self) -> None:
+        """See Payloads."""

@@ -106,9 +106,9 @@ class RunFolder:
         self._payloads.adopt(row.place for row in snapshot.groups if row.place is not None)
         return snapshot
 
-    def write(self, changes: Changes) -> None:
+    def write(self, changes: Changes, payloads: Payloads) -> None:
         """See Journal. Payload first: an index row never names bytes that are not there."""
-        self._payloads.write(changes.payloads)
+        payloads.write(changes.payloads)
         self._db.execute("BEGIN IMMEDIATE")
         try:
             _write_rows(self._db, changes)
@@ -118,8 +118,9 @@ class RunFolder:
                 self._db.execute("ROLLBACK")
             raise
 
-    def archive(self, run_name: str) -> None:
+    def archive(self, run_name: str, payloads: Payloads) -> None:
         """See Journal. One rename moves index and payload together."""
+        payloads.close()
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.close()
         archive = self._data_dir / "archive"

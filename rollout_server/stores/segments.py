@@ -6,6 +6,8 @@ written over as a new segment: pages and blocks that are there already cost a fr
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import threading
 from collections import Counter, deque
@@ -14,14 +16,32 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 from rollout_server.stores.base import Payload
+from rollout_server.stores.direct_file import DirectFile
 from rollout_server.stores.payloads import Place
+from rollout_server.stores.recent_payloads import RecentPayloads
+
+log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 64 << 20
+RECENT_BYTES = 32 << 20
 SPARE_FILES = 4
 BUFFERS_A_CALL = 512
 """Below the IOV_MAX of every system."""
+
+
+class SegmentWriter(Protocol):
+    """The file being written."""
+
+    descriptor: int
+
+    def write(self, offset: int, payloads: Sequence[Payload]) -> None:
+        """Put payloads side by side at offset."""
+
+    def close(self) -> None:
+        """Close it."""
 
 
 @dataclass
@@ -32,14 +52,40 @@ class _Segment:
     needed: int = 0
 
 
+class CachedFile:
+    """A file written through the page cache, at any offset.
+
+    Args:
+        path: made when missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def write(self, offset: int, payloads: Sequence[Payload]) -> None:
+        """See SegmentWriter."""
+        total = sum(len(payload) for payload in payloads)
+        written = os.pwritev(self.descriptor, payloads, offset)
+        if written != total:  # a full disk or a signal: say so, or finish
+            rest = memoryview(b"".join(payloads))[written:]
+            while rest:
+                written = os.pwrite(self.descriptor, rest, offset + total - len(rest))
+                rest = rest[written:]
+
+    def close(self) -> None:
+        """See SegmentWriter."""
+        os.close(self.descriptor)
+
+
 class SegmentFiles:
     """See payloads.Payloads.
 
     Args:
         folder: holds the files, 00000001.seg and so on; made at the first write.
-        is_synced: flush to the disk before write returns, to survive a power cut.
+        is_synced: flush to the disk before write returns, to survive a power cut; then past the page cache, where possible.
         retain_bytes: released payload kept for export and replay; -1 keeps all.
         is_new: the folder will be moved away before the first write; what is in it is another run's.
+        recent_bytes: newest payload kept in memory too.
     """
 
     def __init__(
@@ -50,6 +96,7 @@ class SegmentFiles:
         retain_bytes: int,
         is_new: bool = False,
         segment_bytes: int = SEGMENT_BYTES,
+        recent_bytes: int = RECENT_BYTES,
     ) -> None:
         self._folder = folder
         self._is_synced = is_synced
@@ -68,8 +115,10 @@ class SegmentFiles:
         self._reading: Counter[int] = Counter()
         """Reads under way, by segment: what is being read is not written over."""
         self._lock = threading.Lock()
-        self._open_segment: tuple[int, int] | None = None
-        """Number and descriptor of the file being written; used by the writing thread alone."""
+        self._open_segment: tuple[int, SegmentWriter] | None = None
+        """Number and file being written; used by the writing thread alone."""
+        self._recent = RecentPayloads(recent_bytes)
+        self._is_direct = is_synced and hasattr(os, "O_DIRECT")
 
     def adopt(self, places: Iterable[Place]) -> None:
         """Payloads that a restarted server may still lease."""
@@ -94,15 +143,23 @@ class SegmentFiles:
         """See Payloads."""
         self._put_away()
         for number, members in groupby(payloads, key=lambda payload: payload[0].segment):
-            descriptor = self._descriptor(number)
+            writer = self._writer(number)
             for run in _runs(list(members)):
-                _write_all(descriptor, run[0][0].offset, [payload for _, payload in run])
+                writer.write(run[0][0].offset, [payload for _, payload in run])
             if self._is_synced:
-                os.fdatasync(descriptor)
+                os.fdatasync(writer.descriptor)
+        self._recent.add(payloads)
 
     def read(self, places: Sequence[Place]) -> list[Payload]:
         """See Payloads."""
-        return [self._read_extent(extent) for extent in _extents(places)]
+        found = [self._recent.get(place) for place in places]
+        pieces: list[Payload] = []
+        for is_recent, members in groupby(zip(places, found, strict=True), key=lambda pair: pair[1] is not None):
+            if is_recent:
+                pieces += [payload for _, payload in members if payload is not None]
+            else:
+                pieces += [self._read_extent(extent) for extent in _extents([place for place, _ in members])]
+        return pieces
 
     def _read_extent(self, extent: Sequence[Place]) -> bytes:
         number, start, end = extent[0].segment, extent[0].offset, extent[-1].offset + extent[-1].size
@@ -118,6 +175,8 @@ class SegmentFiles:
 
     def release(self, places: Iterable[Place]) -> None:
         """See Payloads."""
+        places = list(places)
+        self._recent.drop(places)
         for place in places:
             self._segments[place.segment].needed -= 1
             self._finish_if_unneeded(place.segment)
@@ -158,10 +217,10 @@ class SegmentFiles:
     def close(self) -> None:
         """Close the file being written."""
         if self._open_segment is not None:
-            os.close(self._open_segment[1])
+            self._open_segment[1].close()
             self._open_segment = None
 
-    def _descriptor(self, number: int) -> int:
+    def _writer(self, number: int) -> SegmentWriter:
         if self._open_segment is not None and self._open_segment[0] == number:
             return self._open_segment[1]
         self.close()
@@ -169,11 +228,22 @@ class SegmentFiles:
         with self._lock:
             if self._spares:
                 self._spares.pop().rename(_path(self._folder, number))
-        descriptor = os.open(_path(self._folder, number), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        writer = self._open_writer(_path(self._folder, number))
         if self._is_synced:
             _sync_folder(self._folder)
-        self._open_segment = (number, descriptor)
-        return descriptor
+        self._open_segment = (number, writer)
+        return writer
+
+    def _open_writer(self, path: Path) -> SegmentWriter:
+        if self._is_direct:
+            try:
+                return DirectFile(path)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                log.info("%s has no direct writes; payload goes through the page cache", self._folder)
+                self._is_direct = False
+        return CachedFile(path)
 
 
 def _path(folder: Path, number: int) -> Path:
@@ -217,16 +287,6 @@ def _extents(places: Sequence[Place]) -> Iterator[list[Place]]:
         run.append(place)
     if run:
         yield run
-
-
-def _write_all(descriptor: int, offset: int, buffers: Sequence[Payload]) -> None:
-    total = sum(len(buffer) for buffer in buffers)
-    written = os.pwritev(descriptor, buffers, offset)
-    if written != total:  # a full disk or a signal: say so, or finish
-        rest = memoryview(b"".join(buffers))[written:]
-        while rest:
-            written = os.pwrite(descriptor, rest, offset + total - len(rest))
-            rest = rest[written:]
 
 
 def _read_all(descriptor: int, offset: int, size: int) -> bytes:

@@ -112,16 +112,24 @@ async def test_another_run_starts_clean_and_the_earlier_one_can_be_read_in_the_a
         assert bytes(next(archived.groups())[1]) == encode_group(first)
 
 
-async def test_a_run_that_is_opened_while_others_are_written_loses_nothing_of_either(store: SQLiteStore) -> None:
+async def test_a_run_that_is_opened_while_others_are_written_loses_nothing_of_either(
+    store: SQLiteStore, tmp_path: Path
+) -> None:
     await started(store)
+    old, kept = a_group("old", n=4), a_group("kept", n=2)
 
     await asyncio.gather(
-        store.append(blobs(a_group("old", n=4))),
+        store.append(blobs(old)),
         store.open_run(a_run("new")),
-        store.append(blobs(a_group("kept")), is_strict=False),
+        store.append(blobs(kept), is_strict=False),
     )
-
     assert [record.group_id for record in (await store.records()).records] == ["kept"]
+    await store.close()
+
+    [folder] = (tmp_path / "data" / "archive").iterdir()
+    for path, group in ((folder, old), (tmp_path / "data" / "current", kept)):
+        with RunReader.open(path) as run:
+            assert [bytes(payload) for _, payload in run.groups(states=("queued",))] == [encode_group(group)]
 
 
 async def test_a_restarted_server_has_queue_batches_tickets_and_counters(store: SQLiteStore, tmp_path: Path) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollout_server.stores import segments as module
+from rollout_server.stores.direct_file import DirectFile
 from rollout_server.stores.payloads import Place, split
 from rollout_server.stores.segments import SegmentFiles
 
 
-def a_folder(tmp_path: Path, *, retain_bytes: int = -1, segment_bytes: int = 100) -> SegmentFiles:
-    return SegmentFiles(tmp_path / "segments", is_synced=False, retain_bytes=retain_bytes, segment_bytes=segment_bytes)
+def a_folder(
+    tmp_path: Path, *, retain_bytes: int = -1, segment_bytes: int = 100, is_synced: bool = False, recent_bytes: int = 0
+) -> SegmentFiles:
+    return SegmentFiles(
+        tmp_path / "segments", is_synced=is_synced, retain_bytes=retain_bytes, segment_bytes=segment_bytes,
+        recent_bytes=recent_bytes,
+    )  # fmt: skip
 
 
 def put(segments: SegmentFiles, *payloads: bytes) -> list[Place]:
@@ -35,11 +43,20 @@ def files(tmp_path: Path) -> list[str]:
 
 
 @settings(max_examples=50, deadline=None)
-@given(payloads=st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=30), data=st.data())
+@given(
+    payloads=st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=30),
+    is_synced=st.booleans(),
+    recent_bytes=st.sampled_from([0, 40, 10_000]),
+    data=st.data(),
+)
 def test_any_places_in_any_order_give_their_bytes(
-    tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes], data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory,
+    payloads: list[bytes],
+    is_synced: bool,
+    recent_bytes: int,
+    data: st.DataObject,
 ) -> None:
-    segments = a_folder(tmp_path_factory.mktemp("segments"))
+    segments = a_folder(tmp_path_factory.mktemp("segments"), is_synced=is_synced, recent_bytes=recent_bytes)
     places = put(segments, *payloads)
     picked = data.draw(st.lists(st.sampled_from(range(len(payloads))), max_size=10))
 
@@ -100,8 +117,6 @@ def test_files_are_used_again_and_do_not_pile_up(tmp_path: Path) -> None:
 
 
 def test_what_is_being_read_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rollout_server.stores import segments as module
-
     segments = a_folder(tmp_path, retain_bytes=0)
     [place] = put(segments, b"old" * 30)
     put(segments, b"x" * 100)
@@ -126,3 +141,32 @@ def test_a_file_that_ends_early_is_an_error_and_not_short_data(tmp_path: Path) -
 
     with pytest.raises(OSError, match="the index promises"):
         segments.read([place])
+
+
+def test_payload_that_just_came_needs_no_file_and_after_a_restart_the_file_has_it(tmp_path: Path) -> None:
+    segments = a_folder(tmp_path, is_synced=True, recent_bytes=100)
+    places = put(segments, b"one", b"two")
+    (path,) = (tmp_path / "segments").iterdir()
+    kept = path.rename(tmp_path / "elsewhere")
+
+    assert segments.read(places) == [b"one", b"two"]
+
+    kept.rename(path)
+    segments.close()
+    again = a_folder(tmp_path)
+    again.adopt(places)
+    assert again.read(places) == [b"onetwo"]
+
+
+def test_a_file_system_without_direct_writes_is_written_through_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> DirectFile:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(module, "DirectFile", refuse)
+    segments = a_folder(tmp_path, is_synced=True)
+
+    places = put(segments, b"one", b"two")
+
+    assert segments.read(places) == [b"onetwo"]
