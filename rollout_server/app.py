@@ -14,15 +14,15 @@ from starlette.middleware.cors import CORSMiddleware
 
 from atroposlib import __version__
 from atroposlib.errors import AtroposError, ConfigError
-from rollout_server import routes_compat, routes_operations, routes_v1, routes_watch
-from rollout_server.answers import answer_error, answer_http_error, answer_validation
-from rollout_server.auth import Gate, RouteTable
 from rollout_server.config import ServerConfig
-from rollout_server.drain import Drain
-from rollout_server.limits import InflightBytes
+from rollout_server.http.answers import answer_error, answer_http_error, answer_validation
+from rollout_server.http.auth import Gate, RouteTable
+from rollout_server.http.drain import Drain
+from rollout_server.http.limits import InflightBytes
+from rollout_server.http.middleware import GateMiddleware, RequestMiddleware
+from rollout_server.http.openapi import OldErrorBody, describe_security, error_responses
 from rollout_server.metrics import Metrics
-from rollout_server.middleware import GateMiddleware, RequestMiddleware
-from rollout_server.openapi import OldErrorBody, describe_security, error_responses
+from rollout_server.routes import compat, operations, v1, watch
 from rollout_server.services import Services
 from rollout_server.signals import Signal
 from rollout_server.stores import open_store
@@ -68,10 +68,10 @@ def create_app(config: ServerConfig, *, open_store: StoreOpener = open_store) ->
     )
     app.state.config, app.state.drain = config, Drain()
     # In the order in which requests look for theirs: the busiest first.
-    for router in (routes_v1.router, routes_watch.router):
+    for router in (v1.router, watch.router):
         app.include_router(router, responses=error_responses())
-    app.include_router(routes_compat.router, responses=error_responses(OldErrorBody))
-    app.include_router(routes_operations.router)
+    app.include_router(compat.router, responses=error_responses(OldErrorBody))
+    app.include_router(operations.router)
     app.add_exception_handler(AtroposError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(RequestValidationError, answer_validation)

@@ -16,7 +16,7 @@ from rollout_server import logs
 from rollout_server.app import create_app
 from rollout_server.config import ServerConfig
 from rollout_server.config_sources import masked_yaml, nearest, resolve
-from rollout_server.serving import listen, make_server
+from rollout_server.http.serving import listen, make_server
 from rollout_server.tuning import tune_process
 
 EXAMPLES = """Flags win over environment variables (ATROPOS_SERVER_PORT=8100), those over the file, the file over the defaults.

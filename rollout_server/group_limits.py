@@ -10,7 +10,7 @@ from starlette.requests import Request
 from atroposlib.errors import GroupFormatError
 from atroposlib.wire.columns import Blob
 from rollout_server.config import ServerConfig
-from rollout_server.limits import check_media_type, read_payload
+from rollout_server.http.limits import check_media_type, read_payload
 
 GROUPS_MEDIA_TYPE = "application/vnd.atropos.groups"
 GROUPS_REQUEST_BODY: dict[str, Any] = {

@@ -15,7 +15,7 @@ import httpx
 
 from rollout_server.app import create_app
 from rollout_server.config import ServerConfig
-from rollout_server.serving import listen, make_server
+from rollout_server.http.serving import listen, make_server
 
 START_TIMEOUT_S = 30.0
 

@@ -19,7 +19,7 @@ from rollout_server.compat.answering import JSON, accepts_gzip
 from rollout_server.compat.batch_pieces import BatchPieces
 from rollout_server.compat.runs import extend, is_legacy, run_or_none
 from rollout_server.compat.state import HandedOut, LegacyState
-from rollout_server.limits import read_body
+from rollout_server.http.limits import read_body
 from rollout_server.services import Services
 from rollout_server.stores.base import Batch, Payload, Store
 

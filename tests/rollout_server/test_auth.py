@@ -13,8 +13,8 @@ from starlette.datastructures import Headers
 from starlette.routing import Route
 
 from rollout_server.app import create_app
-from rollout_server.auth import NO_ROUTE, ROUTES, Access, Gate, RouteTable, TokenBook, host_name
 from rollout_server.config import ServerConfig
+from rollout_server.http.auth import NO_ROUTE, ROUTES, Access, Gate, RouteTable, TokenBook, host_name
 from tests.processes import rollout_server_on_a_thread
 
 TOKENS = {"env": ["env-token-000000000"], "trainer": ["trainer-token-00000"], "admin": ["admin-token-0000000"]}
@@ -126,7 +126,7 @@ def test_a_token_is_compared_with_every_known_one(monkeypatch: pytest.MonkeyPatc
         compared.append(known)
         return given == known
 
-    monkeypatch.setattr("rollout_server.auth.hmac.compare_digest", compare)
+    monkeypatch.setattr("rollout_server.http.auth.hmac.compare_digest", compare)
     book = TokenBook({"env": [SecretStr("first"), SecretStr("second")], "admin": [SecretStr("third")]})
 
     assert book.role_of("first") == "env"

@@ -18,8 +18,8 @@ from starlette.requests import Request
 from atroposlib.client import RolloutClient
 from atroposlib.errors import AtroposError, ServerUnreachableError
 from atroposlib.wire.models import Event
-from rollout_server import routes_watch
 from rollout_server.event_log import EventLog, TooManyWatchersError
+from rollout_server.routes import watch
 from tests.processes import free_port
 
 ONE_WATCHER = 1
@@ -46,7 +46,7 @@ async def answer_error(request: Request, error: Exception) -> JSONResponse:
 @pytest.fixture
 async def watched() -> AsyncIterator[Watched]:
     app = FastAPI()
-    app.include_router(routes_watch.router)
+    app.include_router(watch.router)
     app.add_exception_handler(AtroposError, answer_error)
     log = EventLog(capacity=5, max_watchers=ONE_WATCHER)
     app.state.services = FakeServices(log)

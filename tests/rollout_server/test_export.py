@@ -13,8 +13,8 @@ import pytest
 
 from atroposlib.errors import ConfigError
 from atroposlib.wire.columns import Group, encode_group, read_blobs
-from rollout_server import export, records
-from rollout_server.export import parse_states, parse_steps
+from rollout_server.run_database import export, records
+from rollout_server.run_database.export import parse_states, parse_steps
 from rollout_server.stores.base import StoreLimits
 from rollout_server.stores.embedded import SQLiteStore
 from tests.builders import a_group, a_run

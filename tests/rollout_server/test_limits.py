@@ -27,11 +27,11 @@ from atroposlib.errors import (
     ProtocolError,
 )
 from atroposlib.wire.columns import encode_group, read_blobs
-from rollout_server import limits
 from rollout_server.config import ServerConfig
 from rollout_server.group_limits import check_groups
-from rollout_server.limits import Charge, InflightBytes, read_body
-from rollout_server.strict_json import parse_json
+from rollout_server.http import limits
+from rollout_server.http.limits import Charge, InflightBytes, read_body
+from rollout_server.http.strict_json import parse_json
 from tests.builders import a_group
 from tests.processes import rollout_server_on_a_thread
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from atroposlib.client import RolloutClient
 from atroposlib.wire.models import EnvRequest, Status, TicketRequest
 from rollout_server.config import ServerConfig
-from rollout_server.limits import InflightBytes
+from rollout_server.http.limits import InflightBytes
 from rollout_server.metrics import Metrics
 from tests.builders import a_group, a_run
 from tests.processes import rollout_server_on_a_thread

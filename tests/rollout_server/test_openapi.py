@@ -16,8 +16,8 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from rollout_server.app import create_app
-from rollout_server.auth import ROUTES, Access
 from rollout_server.config import ServerConfig
+from rollout_server.http.auth import ROUTES, Access
 from tests.processes import rollout_server_on_a_thread
 
 TOKEN = "admin-token-0000000"

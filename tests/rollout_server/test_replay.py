@@ -16,8 +16,8 @@ from atroposlib.wire.columns import encode_group, read_blobs
 from atroposlib.wire.models import EnvRequest, NackRequest, RunRequest, TicketRequest
 from rollout_server.app import create_app
 from rollout_server.config import ServerConfig
-from rollout_server.replay_store import ReplayError, ReplayStore
-from rollout_server.serving import listen, make_server
+from rollout_server.http.serving import listen, make_server
+from rollout_server.run_database.replay_store import ReplayError, ReplayStore
 from rollout_server.stores.base import Batch, NotReady, Shard, StoreLimits
 from rollout_server.stores.embedded import SQLiteStore
 from tests.builders import a_group, a_run

@@ -15,7 +15,7 @@ import pytest
 from atroposlib.wire.columns import Group, decode_groups, encode_group
 from rollout_server.config import ServerConfig
 from rollout_server.group_limits import GROUPS_MEDIA_TYPE
-from rollout_server.limits import WHOLE_BODY_BYTES
+from rollout_server.http.limits import WHOLE_BODY_BYTES
 from tests.processes import rollout_server_on_a_thread
 
 TIMEOUT_S = 10.0

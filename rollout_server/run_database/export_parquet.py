@@ -14,7 +14,7 @@ import numpy.typing as npt
 from atroposlib.errors import AtroposError
 from atroposlib.wire.columns import Group
 from atroposlib.wire.models import GroupRecord, RunInfo
-from rollout_server.export_json import HEADER_FACTS, TOKEN_COLUMNS
+from rollout_server.run_database.export_json import HEADER_FACTS, TOKEN_COLUMNS
 
 ROW_GROUP_BYTES = 32 << 20
 """Column data of a row group; about twice as much is in memory while it is written."""

@@ -38,14 +38,14 @@ from atroposlib.wire.models import (
     TicketUpdateResult,
     TrainerRenewal,
 )
-from rollout_server.chunks_response import ChunksResponse
 from rollout_server.config import ServerConfig
 from rollout_server.group_limits import GROUPS_MEDIA_TYPE, GROUPS_REQUEST_BODY, check_groups, read_groups_body
 from rollout_server.group_sizes import can_fill, divisors_near
+from rollout_server.http.chunks_response import ChunksResponse
+from rollout_server.http.strict_json import JsonRoute
 from rollout_server.services import Services
 from rollout_server.signals import poll_until
 from rollout_server.stores.base import Batch, Shard
-from rollout_server.strict_json import JsonRoute
 
 IN_LOOP_BYTES = 8 << 20
 """Bodies up to this size are checked on the event loop; larger ones on a thread, so that nobody waits for them."""

@@ -13,8 +13,8 @@ from fastapi import FastAPI
 
 from atroposlib.errors import ConfigError
 from rollout_server.config import ServerConfig
-from rollout_server.drain import Drain
-from rollout_server.protocol import bounded_protocol
+from rollout_server.http.drain import Drain
+from rollout_server.http.protocol import bounded_protocol
 
 BACKLOG = 2048
 CLOSE_TIMEOUT_S = 1

@@ -30,7 +30,7 @@ from atroposlib.wire.models import (
     TicketUpdate,
 )
 from rollout_server.batching import shard_groups
-from rollout_server.recorded import open_recorded
+from rollout_server.run_database.recorded import open_recorded
 from rollout_server.stores.base import WHOLE, Batch, NotReady, Payload, Shard
 from rollout_server.stores.run_reader import RunReader
 

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from atroposlib.errors import ConfigError
 from atroposlib.wire.columns import Group, decode_groups
 from atroposlib.wire.models import GroupRecord
-from rollout_server.export_json import AtroposWriter, JsonLinesWriter
-from rollout_server.export_parquet import ParquetWriter
-from rollout_server.recorded import STATES, open_recorded
+from rollout_server.run_database.export_json import AtroposWriter, JsonLinesWriter
+from rollout_server.run_database.export_parquet import ParquetWriter
+from rollout_server.run_database.recorded import STATES, open_recorded
 from rollout_server.stores.run_reader import GroupState, RunReader
 
 FORMATS = ("parquet", "jsonl", "atropos")

@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from atroposlib.wire.models import ErrorBody
-from rollout_server.auth import Access, RouteTable
+from rollout_server.http.auth import Access, RouteTable
 
 Responses = dict[int | str, dict[str, Any]]
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atroposlib.wire.models import GroupRecord
-from rollout_server.recorded import open_recorded
+from rollout_server.run_database.recorded import open_recorded
 
 EXAMPLES = """examples:
   atropos records data/run1                    the run that the server in data/run1 has open

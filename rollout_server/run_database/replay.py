@@ -14,9 +14,9 @@ from rollout_server import logs
 from rollout_server.app import create_app
 from rollout_server.config import ServerConfig
 from rollout_server.config_sources import resolve
-from rollout_server.recorded import open_recorded
-from rollout_server.replay_store import ReplayStore
-from rollout_server.serving import listen, make_server
+from rollout_server.http.serving import listen, make_server
+from rollout_server.run_database.recorded import open_recorded
+from rollout_server.run_database.replay_store import ReplayStore
 from rollout_server.stores.base import Store
 
 EXAMPLES = """The trainer opens a run of any name with the recorded batch_size, and is given the batches that were formed then, the

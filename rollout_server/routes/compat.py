@@ -11,7 +11,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from atroposlib.errors import OverloadedError, QueueFullError
 from atroposlib.wire.columns import decode_groups
 from atroposlib.wire.json_codec import group_to_json_text
-from rollout_server.answers import RETRY_AFTER_S
 from rollout_server.compat import runs
 from rollout_server.compat.answering import json_answer, work
 from rollout_server.compat.dedupe import Deduplication
@@ -19,8 +18,9 @@ from rollout_server.compat.handover import BatchAnswer
 from rollout_server.compat.intake import Intake, Reader, take_in
 from rollout_server.compat.messages import UNLIMITED_STEPS, EnvIdentifier, RegisterEnv, Registration, parse, refusal
 from rollout_server.compat.status_env import env_figures, env_status, queue_figures
-from rollout_server.limits import read_body, read_payload
-from rollout_server.routes_v1 import Inject
+from rollout_server.http.answers import RETRY_AFTER_S
+from rollout_server.http.limits import read_body, read_payload
+from rollout_server.routes.v1 import Inject
 from rollout_server.stores.base import Payload
 
 router = APIRouter(tags=["atropos"])

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from atroposlib.errors import BodyEncodingError, BodyTimeoutError, BodyTooLargeError, MediaTypeError, OverloadedError
 from rollout_server.config import ServerConfig
-from rollout_server.whole_body import EXTENSION, BodyBuffer, Takeover
+from rollout_server.http.whole_body import EXTENSION, BodyBuffer, Takeover
 
 WHOLE_BODY_BYTES = 64 << 10
 """Smaller bodies come in one or two pieces anyway."""

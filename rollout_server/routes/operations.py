@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from rollout_server.drain import Drain
+from rollout_server.http.drain import Drain
 from rollout_server.metrics import Metrics
 from rollout_server.services import Services
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rollout_server.answers import error_response, refusal_response
-from rollout_server.auth import Gate, RouteTable
-from rollout_server.limits import Charge, InflightBytes
+from rollout_server.http.answers import error_response, refusal_response
+from rollout_server.http.auth import Gate, RouteTable
+from rollout_server.http.limits import Charge, InflightBytes
 from rollout_server.logs import request_fields
 from rollout_server.metrics import Metrics
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from atroposlib.errors import BodyTooLargeError, ProtocolError
 from rollout_server.config import ServerConfig
-from rollout_server.limits import check_media_type, read_body
+from rollout_server.http.limits import check_media_type, read_body
 
 MAX_JSON_BYTES = 4 << 20
 """Control messages are small; groups travel as columns."""

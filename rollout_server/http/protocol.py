@@ -12,7 +12,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rollout_server.config import ServerConfig
-from rollout_server.whole_body import EXTENSION, BodyBuffer
+from rollout_server.http.whole_body import EXTENSION, BodyBuffer
 
 BODY_AHEAD_BYTES = 1 << 20
 """Of one request, received and not yet looked at."""

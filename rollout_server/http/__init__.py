@@ -1,0 +1,1 @@
+"""What every request passes: the socket, limits, who may call what, how errors travel."""

@@ -1,0 +1,1 @@
+"""The HTTP routes: native, of old clients, of operators, and those that only watch."""
