@@ -22,10 +22,10 @@ demo: model  ## train a real model end to end and show its reward rise (about 8 
 
 test: model  ## the whole test suite, with real vLLM, DeepSpeed and SIGKILLs
 	@$(RUN) scripts/check lint types imports
-	@$(RUN) python -m pytest $(ARGS)
+	@$(RUN) scripts/run_tests $(ARGS)
 
 test-fast: install  ## the tests that need neither vLLM nor the model
-	@$(RUN) python -m pytest -m "not vllm" $(ARGS)
+	@$(RUN) scripts/run_tests --fast $(ARGS)
 
 chaos: install  ## kill every process at random for ten minutes, on SQLite and on Redis: nothing lost, nothing twice
 	@$(RUN) CHAOS_STEPS=$${CHAOS_STEPS:-3000} CHAOS_KILL_PERIOD_S=$${CHAOS_KILL_PERIOD_S:-1.5} python -m pytest tests/chaos $(ARGS)

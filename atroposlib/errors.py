@@ -143,6 +143,22 @@ class RolloutError(AtroposError):
     code = "rollout"
 
 
+class RolloutDeadlineError(RolloutError):
+    """A group took longer than its deadline."""
+
+
+class RunChangedError(AtroposError):
+    """A group belongs to another run than the one that is open."""
+
+    code = "run_changed"
+
+
+class SpoolError(AtroposError):
+    """The spool of undelivered groups cannot be used: it is full, or another process has it."""
+
+    code = "spool"
+
+
 class NoBatchError(AtroposError):
     """No batch came within the deadline. The text names what the server waits for."""
 
@@ -158,6 +174,19 @@ class ModelServerError(RolloutError):
     """An inference server refused or failed a request."""
 
     code = "inference"
+
+
+class PromptLogprobsError(RolloutError, ValueError):
+    """An inference server gave no logprobs of the prompt, or not in a form that can be read."""
+
+    code = "prompt_logprobs"
+
+
+class UnknownSessionError(AtroposError):
+    """The session was deleted, or nobody used it for too long: open another one."""
+
+    code = "unknown_session"
+    status = 404
 
 
 def _subclasses(cls: type[AtroposError]) -> list[type[AtroposError]]:

@@ -64,3 +64,68 @@ class ScoredDataItem(TypedDict, total=False):
     distill_logprobs: list[list[float]] | None
     policy_versions: VersionRuns | None
     finish_reason: str | None
+
+
+class AgentStep(TypedDict, total=False):
+    """One agent's turn: what it saw and said, and what it earned."""
+
+    step: int
+    messages: list[Message]
+    reward: float
+
+
+AgentHistory: TypeAlias = dict[str, list[AgentStep]]
+"""The turns of each agent, by its id."""
+
+
+class Observation(TypedDict):
+    """What an agent sees of a game."""
+
+    raw: Any
+    rendered: Content
+    """As the model gets it."""
+
+
+class GameStep(TypedDict):
+    """One move of a game."""
+
+    step: int
+    agent_id: str
+    observation: Observation
+    action: str
+    reward: float
+    done: bool
+    info: dict[str, Any]
+
+
+GameHistory: TypeAlias = list[GameStep]
+
+
+class EvaluationConfigGeneral(TypedDict):
+    """`config_general` of metrics.json."""
+
+    model_name: str
+    total_evaluation_time_seconds: str
+    generation_parameters: dict[str, Any]
+
+
+EvaluationResults: TypeAlias = dict[str, dict[str, float]]
+"""Metrics by `atropos|<task>|0`, and by `all`."""
+
+
+class EvaluationMetrics(TypedDict):
+    """metrics.json of an evaluation."""
+
+    config_general: EvaluationConfigGeneral
+    results: EvaluationResults
+
+
+class EvaluationSample(TypedDict, total=False):
+    """A line of samples.jsonl; further keys are the environment's own."""
+
+    messages: list[Message]
+    question: str
+    gold_answer: str
+    model_answer: str
+    is_correct: bool
+    score: float

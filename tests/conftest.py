@@ -1,11 +1,24 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.processes import RolloutServerProcess
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Command lines set up logging for their process, which here is also that of the other tests."""
+    root, names = logging.getLogger(), ("", *list(logging.root.manager.loggerDict))
+    levels = {name: logging.getLogger(name).level for name in names}
+    handlers = list(root.handlers)
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture

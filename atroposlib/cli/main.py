@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from atroposlib.cli import doctor, report, up, view
+from atroposlib.cli import check, doctor, init, mock_inference, report, up, view
 from atroposlib.cli.plugins import COMMANDS, run_plugin
 from atroposlib.errors import AtroposError
 
@@ -17,6 +17,9 @@ EXAMPLES = """examples:
   atropos report runs/demo                   write runs/demo/report.html again
   atropos view                               watch the run of the rollout server on this machine
   atropos doctor                             say what is wrong with it, and the fix
+  atropos init my_task                       write an environment and its test
+  atropos check my_task.py                   run it against a mock, say what is wrong
+  atropos mock-inference --text 42           an inference server that holds no model
   atropos export DATA_DIR --out run.parquet  take the groups of a run elsewhere
   atropos up --help                          all options of a subcommand
 """
@@ -40,6 +43,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_own(argv: Sequence[str]) -> int:
+    arguments = build_parser().parse_args(argv)
+    return int(arguments.run(arguments))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of every subcommand of this package; `run` of what it parses is the subcommand."""
     parser = argparse.ArgumentParser(
         prog="atropos",
         description="Reinforcement learning of language models as decoupled services.",
@@ -47,12 +56,11 @@ def _run_own(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
-    for module in (up, report, view, doctor):
+    for module in (up, report, view, doctor, init, check, mock_inference):
         module.add_parser(subparsers)
     for name, line in COMMANDS.items():
         subparsers.add_parser(name, help=line)
-    arguments = parser.parse_args(argv)
-    return int(arguments.run(arguments))
+    return parser
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from atroposlib.envs.config import BaseEnvConfig
 from atroposlib.envs.server_handling.provenance import Origin, sequence_key
 from atroposlib.errors import GroupFormatError
 from atroposlib.type_definitions import MASKED, ScoredDataGroup, VersionRuns
-from atroposlib.wire.columns import Group, build_group
-from atroposlib.wire.layout import NOT_SAMPLED
+from atroposlib.wire.columns import Group
+from atroposlib.wire.layout import NOT_SAMPLED, PADDING_LOGPROB
 
 
 def drop_reason(group: ScoredDataGroup, config: BaseEnvConfig, *, max_token_len: int) -> str | None:
@@ -25,14 +26,32 @@ def drop_reason(group: ScoredDataGroup, config: BaseEnvConfig, *, max_token_len:
     n = len(group["tokens"])
     if n == 0:
         return "empty"
-    expected = (group.get("group_overrides") or {}).get("group_size", config.group_size)
-    if n != expected and not (config.min_valid_per_group and config.min_valid_per_group <= n < expected):
-        return "wrong_size"
-    if config.ensure_scores_are_not_same and len(set(group["scores"])) == 1:
-        return "zero_variance"
+    if not is_sft(group):
+        expected = (group.get("group_overrides") or {}).get("group_size", config.group_size)
+        if n != expected and not (config.min_valid_per_group and config.min_valid_per_group <= n < expected):
+            return "wrong_size"
+        if config.ensure_scores_are_not_same and len(set(group["scores"])) == 1:
+            return "zero_variance"
     if 0 < max_token_len < max(len(tokens) for tokens in group["tokens"]):
         return "too_long"
     return None
+
+
+def is_sft(group: ScoredDataGroup) -> bool:
+    """Whether the group is supervised data, which has no other sequences to be scored against."""
+    if (group.get("group_overrides") or {}).get("sft"):
+        return True
+    overrides: Sequence[Any] = group.get("overrides") or ()
+    return bool(overrides) and all(isinstance(row, dict) and bool(row.get("sft")) for row in overrides)
+
+
+def finish_reasons(group: ScoredDataGroup, origins: Mapping[bytes, Origin]) -> list[str]:
+    """Why each sequence ended, as the environment or else the engine says; "" where neither does."""
+    given = group.get("finish_reasons")
+    if given:
+        return list(given)
+    known = (origins.get(sequence_key(tokens)) for tokens in group["tokens"]) if origins else ()
+    return [origin.finish_reason if origin else "" for origin in known]
 
 
 def wire_group(
@@ -53,27 +72,33 @@ def wire_group(
     Raises:
         GroupFormatError: columns do not fit, or trained tokens have no logprobs.
     """
-    tokens = group["tokens"]
-    masks = group["masks"]
-    known = [origins.get(sequence_key(sequence)) for sequence in tokens]
-    loss_masks = [[int(label != MASKED) for label in labels] for labels in masks]
-    finish_reasons = group.get("finish_reasons") or [origin.finish_reason if origin else "" for origin in known]
-    return build_group(
+    sequences = group["tokens"]
+    keys = [sequence_key(sequence) for sequence in sequences]
+    known = [origins.get(key) for key in keys]
+    lengths = [len(sequence) for sequence in sequences]
+    tokens_T = np.frombuffer(b"".join(keys), dtype=np.int32)
+    labels_T = _aligned("masks", group["masks"], lengths, np.int32)
+    is_trained_T = labels_T != MASKED
+    reasons = finish_reasons(group, origins)
+    cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
+    return Group(
         group_id=group_id,
         env_id=env_id,
         run_id=run_id,
-        tokens=tokens,
-        loss_masks=loss_masks,
-        inference_logprobs=_logprobs(group, known, loss_masks),
-        versions=_versions(group, known, loss_masks, fallback_version),
-        scores=group["scores"],
+        tokens=tokens_T,
+        cu_seqlens=cu_seqlens,
+        loss_mask=is_trained_T.astype(np.uint8),
+        inference_logprobs=_logprobs(group, known, lengths, is_trained_T),
+        policy_versions=_version_runs(group, known, lengths, is_trained_T, fallback_version),
+        scores=np.array(group["scores"], dtype=np.float64),
         ticket=ticket,
-        finish_reasons=tuple(finish_reasons) if all(finish_reasons) else (),
-        labels=_labels(tokens, masks),
+        finish_reasons=tuple(reasons) if all(reasons) else (),
+        # Only where the author's masks say something that a 0/1 mask cannot: labels other than the tokens themselves.
+        labels=labels_T if np.any(is_trained_T & (labels_T != tokens_T)) else None,
         advantages=_advantages(group),
         ref_logprobs=_flat(group.get("ref_logprobs"), np.float32),
-        distill_token_ids=_flat(group.get("distill_token_ids"), np.int32),
-        distill_logprobs=_flat(group.get("distill_logprobs"), np.float32),
+        distill_token_ids=_candidates(group.get("distill_token_ids"), np.int32, padding=0),
+        distill_logprobs=_candidates(group.get("distill_logprobs"), np.float32, padding=PADDING_LOGPROB),
         messages=group.get("messages"),
         generation_params=group.get("generation_params"),
         overrides=group.get("overrides"),
@@ -83,56 +108,52 @@ def wire_group(
 
 
 def _logprobs(
-    group: ScoredDataGroup, known: Sequence[Origin | None], loss_masks: list[list[int]]
-) -> list[list[float]] | None:
-    """The engine's logprobs where a token is trained, 0.0 elsewhere; None when they are known of no sequence."""
-    given: Sequence[list[float] | None]
+    group: ScoredDataGroup, known: Sequence[Origin | None], lengths: Sequence[int], is_trained_T: npt.NDArray[np.bool_]
+) -> Any:
+    """[T] the engine's logprobs where a token is trained, 0.0 elsewhere; None when they are known of no sequence."""
+    given: Sequence[Sequence[float] | None]
     given = group.get("inference_logprobs") or [origin.logprobs if origin else None for origin in known]
     if all(row is None for row in given):
         return None
-    rows: list[list[float]] = []
-    for i, (row, mask) in enumerate(zip(given, loss_masks, strict=True)):
-        if row is None or len(row) != len(mask):
+    for i, (row, length) in enumerate(zip(given, lengths, strict=True)):
+        if row is None or len(row) != length:
             raise GroupFormatError(
-                f"sequence {i}: {0 if row is None else len(row)} inference_logprobs for {len(mask)} tokens; sample with "
+                f"sequence {i}: {0 if row is None else len(row)} inference_logprobs for {length} tokens; sample with "
                 "self.server.managed_server(...) and pass each node's tokens unchanged, or set group['inference_logprobs']"
             )
-        rows.append([value if bit else 0.0 for value, bit in zip(row, mask, strict=True)])
-    return rows
+    return np.where(is_trained_T, _flat(given, np.float32), np.float32(0.0))
 
 
-def _versions(
-    group: ScoredDataGroup, known: Sequence[Origin | None], loss_masks: list[list[int]], fallback: int
-) -> list[VersionRuns]:
+def _version_runs(
+    group: ScoredDataGroup,
+    known: Sequence[Origin | None],
+    lengths: Sequence[int],
+    is_trained_T: npt.NDArray[np.bool_],
+    fallback: int,
+) -> Any:
+    """[R, 2] runs, none of which spans two sequences, in which every trained token has a version."""
     given: Sequence[VersionRuns | None] = group.get("policy_versions") or [
         origin.versions if origin else None for origin in known
     ]
-    return [_covered(runs, mask, fallback) for runs, mask in zip(given, loss_masks, strict=True)]
+    for runs, length in zip(given, lengths, strict=True):
+        if runs is not None and (covered := sum(run_length for _, run_length in runs)) != length:
+            raise GroupFormatError(f"policy_versions cover {covered} tokens of {length}")
+    reported = [runs or [(NOT_SAMPLED, length)] for runs, length in zip(given, lengths, strict=True)]
+    versions, run_lengths = np.array(list(chain.from_iterable(reported)), dtype=np.int64).reshape(-1, 2).T
+    versions_T = np.repeat(versions, run_lengths)
+    versions_T[is_trained_T & (versions_T == NOT_SAMPLED)] = fallback
+    is_start_T = np.diff(versions_T, prepend=versions_T[:1] - 1) != 0
+    is_start_T[np.cumsum([0, *lengths[:-1]])] = True
+    starts = np.flatnonzero(is_start_T)
+    return np.stack([versions_T[starts], np.diff(starts, append=len(versions_T))], axis=1).astype(np.int32)
 
 
-def _covered(runs: VersionRuns | None, mask: list[int], fallback: int) -> VersionRuns:
-    """Runs in which every trained token has a version."""
-    versions = np.full(len(mask), NOT_SAMPLED, dtype=np.int64)
-    if runs is not None:
-        lengths = [length for _, length in runs]
-        if sum(lengths) != len(mask):
-            raise GroupFormatError(f"policy_versions cover {sum(lengths)} tokens of {len(mask)}")
-        versions = np.repeat([version for version, _ in runs], lengths)
-    is_trained = np.array(mask, dtype=bool)
-    versions = np.where(is_trained & (versions == NOT_SAMPLED), fallback, versions)
-    starts = np.flatnonzero(np.diff(versions, prepend=versions[0] - 1))
-    return [
-        (int(versions[start]), int(end - start))
-        for start, end in zip(starts, [*starts[1:], len(versions)], strict=True)
-    ]
-
-
-def _labels(tokens: Sequence[Sequence[int]], masks: Sequence[Sequence[int]]) -> Any:
-    """Only where the author's masks say something that a 0/1 mask cannot: labels other than the tokens themselves."""
-    pairs = chain.from_iterable(zip(row, labels, strict=False) for row, labels in zip(tokens, masks, strict=True))
-    if all(label in (MASKED, token) for token, label in pairs):
-        return None
-    return np.array(list(chain.from_iterable(masks)), dtype=np.int32)
+def _aligned(name: str, rows: Sequence[Sequence[Any]], lengths: Sequence[int], dtype: type[np.generic]) -> Any:
+    """[T] a column whose every row has its sequence's length."""
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        if len(row) != length:
+            raise GroupFormatError(f"sequence {i}: {len(row)} {name} for {length} tokens")
+    return _flat(rows, dtype)
 
 
 def _advantages(group: ScoredDataGroup) -> Any:
@@ -146,5 +167,17 @@ def _advantages(group: ScoredDataGroup) -> Any:
     return np.array(spread, dtype=np.float32)
 
 
-def _flat(rows: Sequence[Sequence[Any]] | None, dtype: type[np.generic]) -> Any:
-    return np.array(list(chain.from_iterable(rows)), dtype=dtype) if rows else None
+def _candidates(rows: Any, dtype: type[np.generic], *, padding: float) -> Any:
+    """[T, K] one row a position; positions with fewer candidates are padded. None where there are none."""
+    if not rows:
+        return None
+    positions = [position for row in rows for position in row]
+    table = np.full((len(positions), max(map(len, positions), default=0)), padding, dtype=dtype)
+    for i, position in enumerate(positions):
+        table[i, : len(position)] = position
+    return table
+
+
+def _flat(rows: Any, dtype: type[np.generic]) -> Any:
+    """Rows end to end; None where there are none."""
+    return np.concatenate([np.asarray(row, dtype=dtype) for row in rows]) if rows else None

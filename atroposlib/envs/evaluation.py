@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from atroposlib.envs.eval_items import evaluate_items
+from atroposlib.utils.display import display_metrics_table
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,27 +20,12 @@ async def map_items(
 ) -> list[R]:
     """Evaluate every item, some at a time; results in the order of the items. Shows a progress bar on a terminal.
 
+    For one that can be interrupted and goes on later see eval_items.evaluate_items.
+
     Raises:
         ExceptionGroup: an item failed. A partial evaluation is not a result.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    slots = asyncio.Semaphore(concurrency)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task(description, total=len(items))
-
-        async def one(item: T) -> R:
-            async with slots:
-                result = await evaluate(item)
-            progress.advance(bar)
-            return result
-
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(one(item)) for item in items]
-    return [task.result() for task in running]
+    return await evaluate_items(items, evaluate, max_workers=concurrency, description=description)
 
 
 def write_evaluation(
@@ -66,24 +52,25 @@ def write_evaluation(
         "results": {f"atropos|{task_name}|0": metrics, "all": metrics},
     }
     path = folder / "metrics.json"
-    # Whoever watches the file sees the old result or the new one, never half of one.
-    draft = folder / "metrics.json.tmp"
-    draft.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
-    draft.replace(path)
+    _replace(path, json.dumps(report, indent=2, default=_plain) + "\n")
     if samples:
-        lines = "".join(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
-        (folder / "samples.jsonl").write_text(lines, encoding="utf-8")
+        lines = (json.dumps(sample, ensure_ascii=False, default=_plain) + "\n" for sample in samples)
+        _replace(folder / "samples.jsonl", "".join(lines))
     return path
 
 
 def print_metrics(title: str, metrics: dict[str, Any]) -> None:
     """A small table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
+    display_metrics_table(title, metrics)
 
-    table = Table(title=title)
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+
+def _replace(path: Path, text: str) -> None:
+    # Whoever watches the file sees the old result or the new one, never half of one.
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """numpy numbers and arrays, which metrics often are."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

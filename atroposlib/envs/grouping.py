@@ -1,23 +1,68 @@
-"""Merges the trajectories of one item into a group."""
+"""A group out of single trajectories: collected side by side, tried again where infrastructure failed, merged."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias, cast
 
-from atroposlib.type_definitions import ScoredDataGroup, ScoredDataItem
+from atroposlib.envs.sending import split_result
+from atroposlib.errors import RolloutError
+from atroposlib.type_definitions import Item, ScoredDataGroup, ScoredDataItem
+
+log = logging.getLogger(__name__)
+
+TRAJECTORY_TRIES = 3
+
+Collect: TypeAlias = Callable[[Item], Awaitable[Any]]
+"""An environment's collect_trajectory."""
 
 _PER_SEQUENCE = (
     "advantages",
     "ref_logprobs",
     "messages",
-    "overrides",
     "images",
     "inference_logprobs",
     "policy_versions",
     "distill_token_ids",
     "distill_logprobs",
 )
+
+
+async def collect_group(
+    collect: Collect, item: Item, *, group_size: int, min_valid: int
+) -> tuple[ScoredDataGroup | None, list[Item]]:
+    """group_size trajectories of one item, merged, and the items to roll out later.
+
+    A member that is None, or whose infrastructure fails for good, is left out; None when no member is left.
+
+    Args:
+        min_valid: members that must be left when infrastructure failed.
+    Raises:
+        RolloutError: fewer are left.
+        ValueError: a result is not a trajectory.
+    """
+    results = await asyncio.gather(*(_collect_with_retries(collect, item) for _ in range(group_size)))
+    valid = [result for result in results if not isinstance(result, RolloutError)]
+    members = [trajectory for trajectory, _ in valid if trajectory is not None]
+    failures = [result for result in results if isinstance(result, RolloutError)]
+    if failures and len(members) < min_valid:
+        raise RolloutError(
+            f"{len(members)} of {group_size} trajectories succeeded, {min_valid} are needed; last failure: {failures[-1]}"
+        ) from failures[-1]
+    backlog = [later for _, more in valid for later in more]
+    return (merge_trajectories(members) if members else None), backlog
+
+
+async def _collect_with_retries(collect: Collect, item: Item) -> tuple[Any, list[Item]] | RolloutError:
+    for attempt in range(1, TRAJECTORY_TRIES + 1):
+        try:
+            return split_result(await collect(item))
+        except RolloutError as error:
+            log.warning("trajectory failed, attempt %d of %d: %s", attempt, TRAJECTORY_TRIES, error)
+            last = error
+    return last
 
 
 def merge_trajectories(items: Sequence[ScoredDataItem]) -> ScoredDataGroup:
@@ -40,6 +85,8 @@ def merge_trajectories(items: Sequence[ScoredDataItem]) -> ScoredDataGroup:
         values = [item.get(name) for item in items]
         if all(value is not None for value in values):
             group[name] = values
+    if any(item.get("overrides") for item in items):
+        group["overrides"] = [item.get("overrides") or {} for item in items]
     if all(item.get("finish_reason") for item in items):
         group["finish_reasons"] = [item.get("finish_reason") for item in items]
     group["generation_params"] = next((params for item in items if (params := item.get("generation_params"))), None)

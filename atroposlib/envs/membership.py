@@ -47,6 +47,11 @@ class Membership:
         self._pause_s = FIRST_PAUSE_S
 
     @property
+    def is_joined(self) -> bool:
+        """Whether join() has succeeded."""
+        return self._info is not None
+
+    @property
     def info(self) -> EnvInfo:
         """The newest registration."""
         assert self._info is not None, "join() first"

@@ -7,6 +7,9 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from atroposlib.type_definitions import MASKED, ScoredDataGroup
+from atroposlib.wire.columns import Group
+
 
 class RunRecords:
     """The files of one environment in a run folder; with no folder nothing is written.
@@ -20,6 +23,11 @@ class RunRecords:
         self._run_dir = run_dir
         self._ledger_name = f"ledger/env-{env_name.replace('/', '_')}.jsonl"
         self._files: dict[str, TextIO] = {}
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a folder to write to."""
+        return self._run_dir is not None
 
     def accepted(self, group_id: str, n_sequences: int) -> None:
         """The rollout server answered 2xx for this group: it must reach the trainer."""
@@ -54,3 +62,20 @@ class RunRecords:
         # One write and one flush: several environments append to the same files, and a killed process loses no line.
         file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
         file.flush()
+
+
+def sample_rollout(group: ScoredDataGroup, columns: Group, tokenizer: Any, *, env: str, step: int) -> dict[str, Any]:
+    """The group's first sequence, for people."""
+    tokens, labels = group["tokens"][0], group["masks"][0]
+    first = next((i for i, label in enumerate(labels) if label != MASKED), len(tokens))
+    decode = tokenizer.decode if tokenizer is not None else str
+    return {
+        "env": env,
+        "group_id": columns.group_id,
+        "step": step,
+        "version": columns.version_range[1] if columns.version_range else None,
+        "prompt": decode(tokens[:first]),
+        "completion": decode(tokens[first:]),
+        "reward": float(group["scores"][0]),
+        "rewards": [float(score) for score in group["scores"]],
+    }

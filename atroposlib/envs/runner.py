@@ -1,4 +1,4 @@
-"""The collection loop: a ticket starts a group, the group is delivered or its ticket given back with a reason."""
+"""The collection loop: a ticket starts a group; the loop ends with the run, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -6,55 +6,45 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 from atroposlib.envs.base import BaseEnv
-from atroposlib.envs.delivery import drop_reason, wire_group
-from atroposlib.envs.groups_file import GroupsFile
+from atroposlib.envs.courier import Courier, GroupServer
+from atroposlib.envs.eval_handling import training_limit
+from atroposlib.envs.evaluations import Evaluations
+from atroposlib.envs.group_work import GroupWork, Job
 from atroposlib.envs.membership import Membership, Registrar
+from atroposlib.envs.metrics import finish_reason_shares
 from atroposlib.envs.records import RunRecords
-from atroposlib.envs.server_handling.provenance import Origin, remember_origins
+from atroposlib.envs.run_status import StatusDict, offpolicy_limit, status_dict
+from atroposlib.envs.spool import Spool
 from atroposlib.envs.stats import EnvStats
 from atroposlib.envs.tickets import TicketBook, TicketOffice
-from atroposlib.errors import AtroposError, ConfigError, NoRunError, ProtocolError, RolloutError, UnknownEnvError
-from atroposlib.type_definitions import MASKED, Item, ScoredDataGroup
-from atroposlib.wire.columns import Group, new_group_id
-from atroposlib.wire.models import EnvInfo, EnvRequest, GroupResult, Ticket, TicketGrant
+from atroposlib.errors import AtroposError, ConfigError
+from atroposlib.type_definitions import ScoredDataGroup
+from atroposlib.wire.models import EnvInfo, EnvRequest, Status, Ticket, TicketGrant
 
 log = logging.getLogger(__name__)
 
 NO_ITEM_PAUSE_S = 0.5
 METRICS_PERIOD_S = 2.0
-ITEM_TRIES = 3
-"""Rollouts of one item before infrastructure failures make the runner drop it."""
-MAX_ENV_ERRORS_IN_A_ROW = 32
+STATUS_PERIOD_S = 2.0
+"""How soon a step is noticed while no ticket is asked for."""
 FAREWELL_S = 5.0
+UNDELIVERED_FACTOR = 2
+"""Groups in hand for each worker: what waits for the rollout server while it is away stays bounded."""
+
+Farewell: TypeAlias = Callable[[EnvInfo], Awaitable[None]]
+"""Tells the rollout server that the environment of this registration is gone."""
 
 
-class RolloutServer(Registrar, TicketOffice, Protocol):
+class RolloutServer(Registrar, TicketOffice, GroupServer, Protocol):
     """What the runner needs of the rollout client."""
 
-    async def post_groups(self, groups: Sequence[Group]) -> list[GroupResult]:
-        """Deliver groups."""
+    async def status(self) -> Status:
+        """Counters of the run."""
         ...
-
-
-@dataclass(frozen=True)
-class Job:
-    """An item on its way, and how often it was tried."""
-
-    item: Item
-    tries: int = 0
-
-
-class Dropped(Exception):  # noqa: N818 - control flow, not an error: the group ends here and its ticket goes back
-    """A group that will not be sent, and why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class _Stop(Exception):  # noqa: N818
@@ -71,32 +61,43 @@ class EnvRunner:
         env: the environment; its setup() is called here.
         client: the rollout server.
         records: where ledger, sample rollouts and metrics go.
+        spool: where groups wait while the rollout server is away; None: in memory.
+        farewell: says goodbye at the end; None: the server finds out by itself.
     """
 
-    def __init__(self, env: BaseEnv, client: RolloutServer, records: RunRecords) -> None:
+    def __init__(
+        self,
+        env: BaseEnv,
+        client: RolloutServer,
+        records: RunRecords,
+        *,
+        spool: Spool | None = None,
+        farewell: Farewell | None = None,
+    ) -> None:
         self._env = env
         self._config = env.config
         self._client = client
         self._records = records
+        self._farewell = farewell
         self.stats = EnvStats()
-        request = EnvRequest(
-            name=env.display_name,
-            group_size=self._config.group_size,
-            max_token_len=self._config.max_token_length,
-            weight=max(0.0, self._config.inference_weight),
-            min_batch_allocation=self._config.min_batch_allocation,
-        )
-        self._membership = Membership(client, request, deadline_s=self._config.server_deadline_s)
+        self._membership = Membership(client, _env_request(env), deadline_s=self._config.server_deadline_s)
         self._tickets = TicketBook(client, self._membership, sequences=self._config.group_size)
-        self._max_in_flight: int = self._config.resolve_max_num_workers(len(env.server.servers))
-        self._in_flight = 0
-        self._slot_freed = asyncio.Event()
-        self._backlog: deque[Job] = deque()
+        self._courier = Courier(client, self._membership, spool)
+        self._retries: deque[Job] = deque()
+        self._room = asyncio.Event()
+        """Set when there may be room for another group."""
+        self._work = GroupWork(
+            env, self._tickets, self._courier, self.stats, records, self._retries, on_room=self._room.set
+        )
+        self._evaluations = Evaluations(env, records, on_end=self._room.set)
+        self._next: Job | None = None
+        """Taken from the environment, and not started yet."""
+        self._info: EnvInfo | None = None
         self._policy_version = -1
-        self._env_errors_in_a_row = 0
-        self._evaluation: asyncio.Task[None] | None = None
+        self._is_run_over = False
+        self._progress = asyncio.Lock()
         self._stopping = asyncio.Event()
-        self._groups_file = GroupsFile(path) if (path := self._config.data_path_to_save_groups) else None
+        self._tasks: asyncio.TaskGroup | None = None
 
     def stop(self) -> None:
         """End soon: rollouts in flight are given up, their tickets returned."""
@@ -110,259 +111,193 @@ class EnvRunner:
             ConfigError: server or environment are set up wrongly.
         """
         self._env.server.train_only_on_published_versions()
-        self._env.metrics_sink = self._records.metrics
+        self._env.metrics_sink, self._env.run_link = self._records.metrics, self
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._end_when_told())
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(self._end_when_told())
                 await self._env.setup()
-                await self._membership.join()
-                run = self._membership.info.run
-                # Where an environment joins a running run it has crossed no evaluation step yet.
-                self._env.curr_step, self._env.max_token_len = run.acknowledged_step, run.request.max_token_len
-                tasks.create_task(self._tickets.keep_alive())
-                tasks.create_task(self._report())
-                await self._admit(tasks)
-                await self._finish_evaluation()
+                await self._enter()
+                await self._work.deliver_left_over()
+                self._tasks.create_task(self._report())
+                self._tasks.create_task(self._follow_run())
+                while not self._is_run_over:
+                    await self._round()
+                log.info("run finished at step %d", self._env.curr_step)
+                await self._evaluations.finish()
+                self._courier.is_run_over = True
                 self._stopping.set()
         except* _Stop:
             pass
         finally:
             await self._say_goodbye()
 
+    async def _enter(self) -> None:
+        await self._env.register_env()
+        self._info = self._membership.info
+        assert self._tasks is not None
+        self._tasks.create_task(self._tickets.keep_alive())
+        self._tasks.create_task(self._courier.run())
+        await self._env.get_server_info()
+        await self._env.setup_wandb()
+        await self._env.get_status()
+
     async def _end_when_told(self) -> None:
         await self._stopping.wait()
         raise _Stop
 
+    # What the environment asks (RunLink)
+
+    async def join(self) -> EnvInfo:
+        """See RunLink.join."""
+        return self._membership.info if self._membership.is_joined else await self._membership.join()
+
+    async def status(self) -> StatusDict:
+        """See RunLink.status. The step never goes back within a run: an answer may be older than what a grant said."""
+        status = await self._client.status()
+        info = self._membership.info
+        figures = status_dict(status, env_id=info.env_id, group_size=self._config.group_size)
+        if status.run_id == info.run.run_id:
+            self._policy_version = max(self._policy_version, status.policy_version)
+            self._is_run_over |= self._is_last(status.step) or 0 < status.num_steps <= status.step
+        else:
+            figures["current_step"] = 0
+        figures["current_step"] = max(figures["current_step"], self._env.curr_step)
+        return figures
+
+    async def admit(self) -> None:
+        """See RunLink.admit."""
+        room = await self._wait_for_room()
+        self._next = self._next or await self._take_job()
+        if self._next is None:
+            await asyncio.sleep(NO_ITEM_PAUSE_S)
+            return
+        info, grant = await self._tickets.request(room)
+        await self._note_info(info)
+        await self._note_progress(grant)
+        if grant.is_finished or self._is_last(grant.step):
+            self._is_run_over = True
+            return
+        started = 0
+        for ticket in grant.tickets:
+            # An evaluation that has just begun, or other groups, may have taken the room since it was asked for.
+            if self._room_now() <= 0 or not await self._start(ticket, info):
+                break
+            started += 1
+        self._env.workers_added_list.append(started)
+        reason = "evaluation" if self._evaluations.is_running else "no_item"
+        await self._tickets.give_back([ticket.ticket for ticket in grant.tickets[started:]], reason)
+
+    def start_evaluation(self, step: int) -> None:
+        """See RunLink.start_evaluation."""
+        assert self._tasks is not None
+        self._evaluations.start(self._tasks, step=step, policy_version=self._policy_version)
+
+    def note_group(self, group: ScoredDataGroup, reason: str | None) -> None:
+        """See RunLink.note_group."""
+        self._work.note_group(group, reason)
+
+    async def send(self, groups: Sequence[ScoredDataGroup]) -> None:
+        """See RunLink.send."""
+        await self._work.send(groups)
+
+    def metrics(self) -> dict[str, Any]:
+        """See RunLink.metrics."""
+        return finish_reason_shares(self.stats.finish_reasons)
+
     # Admission
 
-    async def _admit(self, tasks: asyncio.TaskGroup) -> None:
-        """Turn tickets into groups until the run is over."""
-        while True:
-            free = await self._free_slots()
-            job = await self._next_job()
-            if job is None:
-                await asyncio.sleep(NO_ITEM_PAUSE_S)
-                continue
-            self._backlog.appendleft(job)
-            info, grant = await self._tickets.request(free)
-            await self._note_progress(grant, tasks)
-            if grant.is_finished or 0 < self._config.total_steps <= grant.step:
-                log.info("run finished at step %d", grant.step)
-                return
-            unused = [ticket.ticket for ticket in grant.tickets if not await self._start(ticket, info, tasks)]
-            await self._tickets.give_back(unused, "no_item")
+    async def _round(self) -> None:
+        """One round of admission, which the environment may shape. One that returns at once must not spin."""
+        start, admitted = time.monotonic(), self.stats.rounds
+        await self._env.add_train_workers()
+        self._env.last_loop_time = time.monotonic() - start
+        self._env.mainloop_timings.append(self._env.last_loop_time)
+        if self.stats.rounds == admitted:
+            await asyncio.sleep(NO_ITEM_PAUSE_S)
 
-    async def _start(self, ticket: Ticket, info: EnvInfo, tasks: asyncio.TaskGroup) -> bool:
-        job = await self._next_job()
+    async def _start(self, ticket: Ticket, info: EnvInfo) -> bool:
+        job, self._next = self._next or await self._take_job(), None
         if job is None:
             return False
-        self._in_flight += 1
-        tasks.create_task(self._group(ticket, info, job, tasks))
+        assert self._tasks is not None
+        task = self._tasks.create_task(self._work.run(job, ticket, info))
+        self._env.workers.add(task)
+        task.add_done_callback(self._note_end)
         return True
 
-    async def _free_slots(self) -> int:
-        while self._in_flight >= self._max_in_flight:
-            self._slot_freed.clear()
-            await self._slot_freed.wait()
-        return self._max_in_flight - self._in_flight
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._env.workers.discard(task)
+        self._room.set()
 
-    async def _next_job(self) -> Job | None:
-        if self._backlog:
-            return self._backlog.popleft()
-        item = await self._env.get_next_item()
+    async def _wait_for_room(self) -> int:
+        while (room := self._room_now()) <= 0 and not self._is_run_over:
+            self._room.clear()
+            await self._room.wait()
+        self.stats.rounds += 1
+        return max(1, room)
+
+    def _room_now(self) -> int:
+        """Groups that may start now. One that is being delivered needs no inference, so it takes no worker's place."""
+        limit = training_limit(
+            self._config.eval_handling,
+            max_in_flight=self._env.max_num_workers,
+            ratio=self._config.eval_limit_ratio,
+            is_evaluating=self._evaluations.is_running,
+        )
+        in_hand = len(self._env.workers)
+        rooms = [limit - (in_hand - self._work.delivering), UNDELIVERED_FACTOR * self._env.max_num_workers - in_hand]
+        if "max_batches_offpolicy" in self._config.model_fields_set:
+            batch, figures = self._env.derived_batch_size, self._env.status_dict
+            bound = offpolicy_limit(self._config.max_batches_offpolicy, batch, self._config.group_size, figures)
+            rooms += [] if bound is None else [bound - in_hand]
+        return min(rooms)
+
+    async def _take_job(self) -> Job | None:
+        """Second tries first, then the environment's backlog, newest first, then new items."""
+        if self._retries:
+            return self._retries.popleft()
+        item = self._env.backlog.pop() if self._env.backlog else await self._env.get_next_item()
         return None if item is None else Job(item)
 
-    # One group
+    # Progress
 
-    async def _group(self, ticket: Ticket, info: EnvInfo, job: Job, tasks: asyncio.TaskGroup) -> None:
-        try:
-            groups, origins = await self._collect(job)
-            reasons = [self._check(group) for group in groups]
-            self.stats.groups_dropped.update(reason for reason in reasons if reason is not None)
-            to_send = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
-            for i, group in enumerate(to_send):
-                if i > 0:
-                    # Only after the first group is away: holding a ticket while waiting for one would block for ever.
-                    info, ticket = await self._one_more_ticket()
-                await self._deliver(job, group, ticket, info, origins)
-                self._tickets.used(ticket)
-            if not to_send:
-                self._env_errors_in_a_row = 0
-                await self._tickets.give_back([ticket.ticket], reasons[-1] or "empty")
-        except Dropped as dropped:
-            self.stats.groups_dropped[dropped.reason] += 1
-            await self._tickets.give_back([ticket.ticket], dropped.reason)
-        finally:
-            self._in_flight -= 1
-            self._slot_freed.set()
-
-    def _check(self, group: ScoredDataGroup) -> str | None:
-        """Why the group must not be sent, None when it may.
-
-        Raises:
-            Dropped: it is no group.
-        """
-        try:
-            reason = drop_reason(group, self._config, max_token_len=self._env.max_token_len)
-            self._note_group(group)
-        except (KeyError, TypeError, ValueError) as error:
-            self._note_env_error(error)
-            raise Dropped("env_error") from error
-        return reason
-
-    async def _collect(self, job: Job) -> tuple[list[ScoredDataGroup], dict[bytes, Origin]]:
-        """Let the environment roll out one item.
-
-        Raises:
-            Dropped: nothing came of it; infrastructure failures put the item back for another try.
-        """
-        deadline_s = self._config.resolve_group_deadline_s()
-        try:
-            with remember_origins() as origins:
-                async with asyncio.timeout(deadline_s) as scope:
-                    result = await self._env.collect_trajectories(job.item)
-                    outcome, backlog = result if isinstance(result, tuple) else (result, [])
-                    outcome = await self._env.postprocess_histories(outcome) if outcome else None
-        except ConfigError:
-            raise
-        except RolloutError as error:
-            self._try_again(job, error)
-            raise Dropped("rollout_error") from error
-        except Exception as error:
-            if isinstance(error, TimeoutError) and scope.expired():
-                self._try_again(job, TimeoutError(f"took longer than {deadline_s} s"))
-                raise Dropped("deadline") from error
-            self._note_env_error(error)
-            raise Dropped("env_error") from error
-        finally:
-            await self._env.cleanup()
-        self._backlog.extend(Job(item) for item in backlog)
-        groups = [group for group in (outcome if isinstance(outcome, list) else [outcome]) if group]
-        if not groups:
-            raise Dropped("empty")
-        return groups, origins
-
-    async def _deliver(
-        self, job: Job, group: ScoredDataGroup, ticket: Ticket, info: EnvInfo, origins: dict[bytes, Origin]
-    ) -> None:
-        if self._config.include_messages and not group.get("messages"):
-            group["messages"] = [
-                [{"role": "user", "content": self._env.tokenizer.decode(tokens)}] for tokens in group["tokens"]
-            ]
-        try:
-            columns = wire_group(
-                group,
-                group_id=new_group_id(),
-                env_id=info.env_id,
-                run_id=info.run.run_id,
-                ticket=ticket.ticket,
-                origins=origins,
-                fallback_version=ticket.policy_version,
-            )
-            result = await self._post(columns, info)
-        except (ProtocolError, ValueError) as error:
-            self._note_env_error(error)
-            raise Dropped("refused") from error
-        self._env_errors_in_a_row = 0
-        if result.status == "retired":
-            self.stats.groups_dropped[f"retired_{result.reason}"] += 1
-            if result.reason == "requeue":
-                self._backlog.append(Job(job.item))
+    async def _note_info(self, info: EnvInfo) -> None:
+        """Another registration: in the same run only the id is new, in another run everything is."""
+        before, self._info = self._info, info
+        if before is None or before is info:
             return
-        # "duplicate" answers our own repeated call: the first one was accepted though its answer was lost.
-        self._records.accepted(result.group_id, columns.n_sequences)
-        self.stats.groups_sent += 1
-        self.stats.sequences_sent += columns.n_sequences
-        if self._groups_file is not None:
-            self._groups_file.write(group)
-        self._records.rollout(self._sample_rollout(group, columns))
+        self._env.env_id = info.env_id
+        if before.run.run_id != info.run.run_id:
+            self._policy_version = -1
+            await self._env.register_env()
+            await self._env.get_server_info()
 
-    async def _post(self, columns: Group, info: EnvInfo) -> GroupResult:
-        """Send until the server has answered; the client rides out outages."""
-        while True:
-            if info.run.run_id != columns.run_id:
-                raise Dropped("run_changed")
-            try:
-                [result] = await self._client.post_groups([replace(columns, env_id=info.env_id)])
-            except (UnknownEnvError, NoRunError) as error:
-                info = await self._membership.rejoin(info, error)
-            else:
-                return result
-
-    async def _one_more_ticket(self) -> tuple[EnvInfo, Ticket]:
-        while True:
-            info, grant = await self._tickets.request(1)
-            if grant.tickets:
-                return info, grant.tickets[0]
-            if grant.is_finished:
-                raise Dropped("run_finished")
-
-    def _try_again(self, job: Job, error: Exception) -> None:
-        is_last = job.tries + 1 >= ITEM_TRIES
-        log.warning("rollout failed, item %s: %s", "dropped" if is_last else "will be tried again", error)
-        if not is_last:
-            self.stats.rollouts_retried += 1
-            self._backlog.append(Job(job.item, job.tries + 1))
-
-    def _note_env_error(self, error: Exception) -> None:
-        self._env_errors_in_a_row += 1
-        log.error("%s made no usable group; it is dropped", type(self._env).__name__, exc_info=error)
-        if self._env_errors_in_a_row >= MAX_ENV_ERRORS_IN_A_ROW:
-            raise AtroposError(
-                f"{type(self._env).__name__} failed on {self._env_errors_in_a_row} items in a row, last: {type(error).__name__}: {error}"
-            ) from error
-
-    async def _say_goodbye(self) -> None:
-        """Return what is held, close what is open; never longer than a moment."""
-        try:
-            async with asyncio.timeout(FAREWELL_S):
-                await self._tickets.leave("shutdown")
-        except (AtroposError, TimeoutError) as error:
-            log.warning("could not return tickets, they will expire: %s", error)
-        self._records.metrics(self._snapshot())
-        if self._groups_file is not None:
-            self._groups_file.close()
-
-    # Progress, evaluation, records
-
-    async def _note_progress(self, grant: TicketGrant, tasks: asyncio.TaskGroup) -> None:
+    async def _note_progress(self, grant: TicketGrant) -> None:
         self._policy_version = grant.policy_version
-        before, self._env.curr_step = self._env.curr_step, grant.step
-        if grant.step == before:
-            return
-        await self._env.wandb_log({})
-        every = self._config.steps_per_eval
-        if every > 0 and before // every < grant.step // every:
-            if self._evaluation is not None and not self._evaluation.done():
-                log.warning("the last evaluation still runs: none is started at step %d", grant.step)
-            else:
-                self._evaluation = tasks.create_task(self._evaluate(grant.step))
+        if self._env.status_dict is not None:
+            self._env.status_dict["current_step"] = max(grant.step, self._env.curr_step)
+        await self._check_step()
 
-    async def _evaluate(self, step: int) -> None:
-        self._env.eval_metrics = None
-        version, started = self._policy_version, time.monotonic()
-        try:
-            returned = await self._env.evaluate()
-        except ConfigError:
-            raise
-        except Exception:
-            # The policy goes on learning while its measure is broken; the log says that and why.
-            log.exception("evaluation at step %d failed", step)
-            return
-        metrics = self._env.eval_metrics or (returned if isinstance(returned, dict) else None)
-        if metrics:
-            self._records.evaluation(
-                {
-                    "step": step,
-                    "policy_version": version,
-                    "seconds": round(time.monotonic() - started, 2),
-                    "metrics": metrics,
-                }
-            )
+    async def _check_step(self) -> None:
+        async with self._progress:
+            try:
+                await self._env.env_step_checks()
+            except ConfigError:
+                raise
+            except Exception:
+                # Metrics and checkpoints of the author's own may be broken; rollouts are not.
+                log.exception("%s failed at step %d", type(self._env).__name__, self._env.curr_step)
 
-    async def _finish_evaluation(self) -> None:
-        if self._evaluation is not None:
-            await asyncio.wait([self._evaluation], timeout=self._config.resolve_group_deadline_s())
+    async def _follow_run(self) -> None:
+        """Notice steps also while no ticket is asked for: all workers busy, or an evaluation in the way."""
+        while True:
+            await asyncio.sleep(STATUS_PERIOD_S)
+            await self._env.get_status()
+            await self._check_step()
+            self._room.set()
+
+    def _is_last(self, step: int) -> bool:
+        return bool(0 < self._config.total_steps <= step)
 
     async def _report(self) -> None:
         while True:
@@ -377,33 +312,34 @@ class EnvRunner:
             "policy_version": self._policy_version,
             **self.stats.snapshot(sampled_tokens=server.sampled_tokens, busy_s=server.busy.seconds),
             "env/tickets_lost": self._tickets.lost,
-            "env/groups_in_flight": self._in_flight,
+            "env/groups_in_flight": len(self._env.workers),
+            "env/groups_spooled": self._courier.spooled,
+            "env/evaluations_in_flight": int(self._evaluations.is_running),
             "env/requests_in_flight": server.in_flight,
             "env/tickets_held": len(self._tickets),
             "env/servers_healthy": sum(one.server_healthy for one in server.servers),
         }
 
-    def _note_group(self, group: ScoredDataGroup) -> None:
-        self.stats.rewards.extend(group["scores"])
-        lengths = [sum(label != MASKED for label in labels) for labels in group["masks"]]
-        self.stats.completion_tokens.extend(lengths)
-        self._env.completion_lengths.extend(lengths)
+    async def _say_goodbye(self) -> None:
+        """Return what is held, close what is open; never longer than a moment."""
+        try:
+            async with asyncio.timeout(FAREWELL_S):
+                await self._tickets.leave("shutdown")
+                if self._farewell is not None and self._membership.is_joined:
+                    await self._farewell(self._membership.info)
+        except (AtroposError, TimeoutError) as error:
+            log.warning("could not say goodbye, the tickets will expire: %s", error)
+        self._courier.close()
+        self._records.metrics(self._snapshot())
+        self._env.run_link = None
 
-    def _sample_rollout(self, group: ScoredDataGroup, columns: Group) -> dict[str, Any]:
-        """The group's first sequence, for people."""
-        tokens, labels = group["tokens"][0], group["masks"][0]
-        first = next((i for i, label in enumerate(labels) if label != MASKED), len(tokens))
-        decode = self._env.tokenizer.decode if self._env.tokenizer is not None else str
-        prompt, completion = decode(tokens[:first]), decode(tokens[first:])
-        reward = float(group["scores"][0])
-        self._env.rollouts_for_wandb.append([(prompt + completion, reward)])
-        return {
-            "env": self._env.display_name,
-            "group_id": columns.group_id,
-            "step": self._env.curr_step,
-            "version": columns.version_range[1] if columns.version_range else None,
-            "prompt": prompt,
-            "completion": completion,
-            "reward": reward,
-            "rewards": [float(score) for score in group["scores"]],
-        }
+
+def _env_request(env: BaseEnv) -> EnvRequest:
+    config = env.config
+    return EnvRequest(
+        name=env.display_name,
+        group_size=config.group_size,
+        max_token_len=config.max_token_length,
+        weight=max(0.0, config.inference_weight),
+        min_batch_allocation=config.min_batch_allocation,
+    )

@@ -15,11 +15,15 @@ REWARD_WINDOW = 512
 class EnvStats:
     """Counters of one environment process."""
 
+    rounds: int = 0
+    """Of admission."""
     groups_sent: int = 0
     sequences_sent: int = 0
     groups_dropped: Counter[str] = field(default_factory=Counter)
     """By reason: zero_variance, rollout_error, deadline, too_long, wrong_size, env_error, retired, ..."""
     rollouts_retried: int = 0
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    """Of all sequences, sent or not: stop, length, tool_calls, abort, ..."""
     rewards: deque[float] = field(default_factory=lambda: deque(maxlen=REWARD_WINDOW))
     """Of the newest sequences, dropped zero-variance groups included: what the policy earns, not what is trained on."""
     completion_tokens: deque[int] = field(default_factory=lambda: deque(maxlen=REWARD_WINDOW))
@@ -45,6 +49,7 @@ class EnvStats:
             "env/groups_sent": self.groups_sent,
             "env/sequences_sent": self.sequences_sent,
             "env/groups_dropped": dict(self.groups_dropped),
+            "env/finish_reasons": dict(self.finish_reasons),
             "env/rollouts_retried": self.rollouts_retried,
             "env/reward_mean": round(fmean(self.rewards), 5) if self.rewards else None,
             "env/completion_tokens_mean": round(fmean(self.completion_tokens), 2) if self.completion_tokens else None,

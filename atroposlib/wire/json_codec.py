@@ -20,7 +20,7 @@ from pydantic import FailFast, TypeAdapter
 
 from atroposlib.errors import GroupFormatError
 from atroposlib.wire.columns import Group
-from atroposlib.wire.layout import NOT_SAMPLED, Float32, Int32
+from atroposlib.wire.layout import NOT_SAMPLED, PADDING_LOGPROB, Float32, Int32
 from atroposlib.wire.short_floats import short_decimals
 
 NOT_TRAINED = -100
@@ -30,8 +30,6 @@ NO_ENV_ID = -1
 ENV_IDS = range(-(1 << 31), 1 << 31)
 EXTRA_KEY = "atropos_json"
 """Where in a group's `extra` stands what the columns cannot say; see JsonFacts."""
-PADDING_LOGPROB = -1e9
-"""Of distillation candidates that a position does not have: no probability."""
 
 KEYS = (
     "tokens", "masks", "scores", "advantages", "ref_logprobs", "messages", "generation_params", "inference_logprobs",

@@ -19,6 +19,9 @@ MAX_HEADER_BYTES = 64 << 20
 NOT_SAMPLED = -1
 """Policy version of tokens that no policy sampled: the prompt, tool output, templates."""
 
+PADDING_LOGPROB = -1e9
+"""Of a candidate that is not there: positions with fewer than K candidates are filled up."""
+
 Int32 = npt.NDArray[np.int32]
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]

@@ -18,6 +18,7 @@ from atroposlib.wire.models import (
     GroupResult,
     RunInfo,
     RunRequest,
+    Status,
     Ticket,
     TicketGrant,
     TicketRequest,
@@ -25,16 +26,22 @@ from atroposlib.wire.models import (
     TicketUpdateResult,
 )
 
+LARGEST_GROUP = 8
+"""Sequences."""
+
 
 class FakeRolloutServer:
-    """Grants `total` tickets, keeps what it is given, and finishes when `steps` batches are there.
+    """Grants tickets, keeps what it is given, and finishes when `steps` batches are there.
 
     Args:
+        batch: groups of a batch, whatever their sizes.
         in_flight: tickets out at once.
     """
 
     def __init__(self, *, batch: int = 2, steps: int = 2, in_flight: int = 4, max_token_len: int = -1) -> None:
-        self.request = RunRequest(run_name="run", batch_size=batch, num_steps=steps, max_token_len=max_token_len)
+        self.request = RunRequest(
+            run_name="run", batch_size=batch * LARGEST_GROUP, num_steps=steps, max_token_len=max_token_len
+        )
         self.batch, self.in_flight = batch, in_flight
         self.has_run = True
         self.session = 0
@@ -111,27 +118,38 @@ class FakeRolloutServer:
         self._changed.set()
         return TicketUpdateResult(alive=alive)
 
+    async def status(self) -> Status:
+        return Status(
+            run_name=self.request.run_name, run_id=self.info().run_id, batch_size=self.batch, step=self.step,
+            num_steps=self.request.num_steps, policy_version=self.policy_version,
+        )  # fmt: skip
+
     async def post_groups(self, groups: Sequence[Group]) -> list[GroupResult]:
         self.posts += 1
         if self.refuse_with:
             raise self.refuse_with.pop(0)
         # Through the codec, so that what the runner builds is checked as the server would.
-        [group] = decode_groups(b"".join(encode_group(group) for group in groups))
-        if group.env_id != self.session:
-            raise UnknownEnvError(f"environment {group.env_id} is not registered")
-        self.on_post(group)
+        arrived = decode_groups(b"".join(encode_group(group) for group in groups))
+        for group in arrived:
+            if group.env_id != self.session:
+                raise UnknownEnvError(f"environment {group.env_id} is not registered")
+            self.on_post(group)
+        results = [self._answer(group) for group in arrived]
+        self._changed.set()
+        if self.lose_answers > 0:
+            self.lose_answers -= 1
+            return await self.post_groups(groups)
+        return results
+
+    def _answer(self, group: Group) -> GroupResult:
         status: Any = self.status_of(group)
         if status == "accepted":
             if group.group_id in self.groups:
                 status = "duplicate"
             self.groups[group.group_id] = group
         self.tickets.discard(group.ticket or "")
-        self._changed.set()
-        if self.lose_answers > 0:
-            self.lose_answers -= 1
-            return await self.post_groups(groups)
         reason = self.retired_because if status == "retired" else None
-        return [GroupResult(group_id=group.group_id, status=status, reason=reason)]
+        return GroupResult(group_id=group.group_id, status=status, reason=reason)
 
 
 class CountingEnv(BaseEnv):

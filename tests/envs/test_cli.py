@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from enum import Enum
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, ServerBaseline
 from atroposlib.envs.cli import main
+from atroposlib.envs.commands import command_class
+from atroposlib.envs.launching import build, mode_defaults
 from atroposlib.envs.options import UsageError, resolve
 from atroposlib.envs.server_handling.server_manager import server_list
 from atroposlib.errors import AtroposError
@@ -50,7 +53,7 @@ class TaskEnv(BaseEnv):
         return 1
 
     async def collect_trajectories(self, item: int) -> Any:
-        return a_scored_group(), []
+        return {**a_scored_group(), "messages": [[{"role": "user", "content": "hi"}]] * 2}, []
 
     async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         return {"heldout_reward": 0.25}
@@ -180,7 +183,7 @@ def test_a_mistake_is_named_with_a_hint_and_status_2(
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("env: {group_sise: 1}", "group_size"), ("group_size: 1", "unknown key"), ("- 1", "must hold"), ("{", "not YAML")],
+    [("- 1", "must hold"), ("{", "not YAML"), ("env: 3", "must be a mapping"), ("openai: [1, 2]", "must be a mapping")],
 )
 def test_a_mistake_in_the_file_is_named_too(
     text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -192,6 +195,224 @@ def test_a_mistake_in_the_file_is_named_too(
 
     assert exit_info.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_unknown_keys_of_the_file_are_ignored_with_a_warning_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "env.yaml"
+    file.write_text("env: {group_sise: 1, group_size: 5}\nopenia: {}\nopenai: {weight: 1.0, base_uri: x}\n")
+
+    main(TaskEnv, ["serve", "--config", str(file), "--dry-run"])
+
+    printed = capsys.readouterr()
+    assert yaml.safe_load(printed.out)["env"]["group_size"] == 5
+    assert printed.err.splitlines() == [
+        f"warning: {file}: unknown key 'openia' is ignored; did you mean openai?",
+        f"warning: {file}: env: unknown key 'group_sise' is ignored; did you mean group_size?",
+        f"warning: {file}: openai: unknown key 'base_uri' is ignored; did you mean base_url?",
+    ]
+
+
+def test_no_command_is_usage_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(TaskEnv, [])
+
+    assert exit_info.value.code == 2
+    assert "{serve|process|evaluate}" in capsys.readouterr().err
+
+
+def test_the_root_options_may_stand_in_the_file_and_flags_win(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("slurm: true\ntesting: true\nmax_n_completions: 3\nproxy_url: http://p:1\n")
+
+    root = resolve(TaskEnv, ["--config", str(tmp_path / "e.yaml"), "--slurm", "false"], mode_defaults={}).root
+
+    assert (root.slurm, root.testing, root.max_n_completions, root.proxy_url) == (False, True, 3, "http://p:1")
+
+
+def test_n_completions_and_proxy_reach_the_server_manager() -> None:
+    env = build(
+        TaskEnv,
+        resolve(TaskEnv, ["--max_n_completions", "3", "--proxy_url", "http://p:1"], mode_defaults={}),
+    )
+    manager: Any = env.server
+
+    assert (manager.max_n_completions, manager.proxy_url, manager.use_proxy) == (3, "http://p:1", True)
+
+
+@pytest.mark.parametrize(("own_name", "expected"), [("task", "task"), (None, "Nameless")])
+def test_wandb_name_falls_back_to_the_name_then_the_class(own_name: str | None, expected: str) -> None:
+    nameless = type("Nameless", (TaskEnv,), {"name": own_name})
+
+    assert mode_defaults(nameless, "serve", TaskConfig())["wandb_name"] == expected
+    assert "wandb_name" not in mode_defaults(nameless, "serve", TaskConfig(wandb_name="mine"))
+
+
+def test_an_api_key_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["serve", "--openai.api_key", "s3cret", "--dry-run"], ["serve", "--help"]):
+        with contextlib.suppress(SystemExit):
+            main(
+                type("Secret", (TaskEnv,), {"servers": [APIServerConfig(base_url="http://x/v1", api_key="s3cret")]}),
+                argv,
+            )
+
+    assert "s3cret" not in capsys.readouterr().out
+
+
+def test_defaults_that_the_class_does_not_check_survive() -> None:
+    class OldConfig(TaskConfig):
+        prompt: str = None  # type: ignore[assignment]
+
+    class OldEnv(TaskEnv):
+        @classmethod
+        def config_init(cls) -> tuple[OldConfig, Any]:
+            return OldConfig(group_size=3), cls.servers
+
+    env: Any = resolve(OldEnv, ["--bias", "2"], mode_defaults={}).env
+    assert (env.prompt, env.group_size, env.bias) == (None, 3, 2.0)
+
+
+def test_a_mapping_in_the_file_changes_the_keys_that_it_names(tmp_path: Path) -> None:
+    class Judge(BaseModel):
+        model: str = "small"
+        votes: int = 1
+
+    class JudgeConfig(TaskConfig):
+        judge: Judge = Judge()
+        limits: dict[str, int] = Field(default={})
+
+    class JudgeEnv(TaskEnv):
+        @classmethod
+        def config_init(cls) -> tuple[JudgeConfig, Any]:
+            return JudgeConfig(judge=Judge(votes=3), limits={"a": 1, "b": 2}), cls.servers
+
+    (tmp_path / "e.yaml").write_text("env: {judge: {model: big}, limits: {b: 5}}")
+    env: Any = resolve(JudgeEnv, ["--config", str(tmp_path / "e.yaml")], mode_defaults={}).env
+
+    assert (env.judge.model, env.judge.votes) == ("big", 3)
+    assert env.limits == {"a": 1, "b": 5}
+    flagged: Any = resolve(JudgeEnv, ["--judge", '{"votes": 9}', "--limits", "{}"], mode_defaults={}).env
+    assert (flagged.judge.votes, flagged.limits) == (9, {})
+
+
+def test_a_field_that_yaml_cannot_hold_does_not_stop_a_dry_run() -> None:
+    class OddConfig(TaskConfig):
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+        odd: object = object()
+
+    class OddEnv(TaskEnv):
+        @classmethod
+        def config_init(cls) -> tuple[OddConfig, Any]:
+            return OddConfig(), cls.servers
+
+    assert "odd: <object" in resolve(OddEnv, [], mode_defaults={}).as_yaml()
+
+
+def test_servers_of_a_class_of_their_own_keep_it() -> None:
+    class Special(APIServerConfig):
+        region: str = "here"
+
+    special = type("SpecialEnv", (TaskEnv,), {"servers": [Special(base_url="http://x/v1")]})
+
+    [server] = servers_of(special, "--openai.region", "there")
+    assert isinstance(server, Special)
+    assert server.region == "there"
+
+
+def test_help_of_process_shows_what_process_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    for mode, shown in (("process", "(default: 'data/task.jsonl')"), ("serve", "JSONL file that gets every group")):
+        with pytest.raises(SystemExit):
+            main(TaskEnv, [mode, "--help"])
+        assert shown in capsys.readouterr().out
+
+
+class TeacherTask(TaskEnv):
+    """With the names by which a teacher environment is known."""
+
+    teacher_namespace = "teacher"
+
+    @classmethod
+    def teacher_config_init(cls) -> Any:
+        return None
+
+
+def test_teacher_flags_belong_to_teacher_environments(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text("teacher: {model_name: big, timeout: 5}\n")
+    argv = ["--config", str(tmp_path / "t.yaml"), "--teacher.base_url", "http://t:1/v1", "--teacher.timeout=9"]
+
+    resolved = resolve(TeacherTask, argv, mode_defaults={})
+
+    [teacher] = server_list(resolved.teacher)  # type: ignore[arg-type]
+    assert (teacher.model_name, teacher.base_url, teacher.timeout) == ("big", "http://t:1/v1", 9)
+    assert yaml.safe_load(resolved.as_yaml())["teacher"][0]["model_name"] == "big"
+    assert resolve(TeacherTask, [], mode_defaults={}).teacher is None
+    with pytest.raises(UsageError, match=r"unknown option --teacher\.base_url"):
+        resolve(TaskEnv, ["--teacher.base_url", "x"], mode_defaults={})
+
+
+def test_the_teacher_servers_reach_the_constructor() -> None:
+    class Pupil(TeacherTask):
+        def __init__(self, config: Any, servers: Any, teacher_server_configs: Any = None, **more: Any) -> None:
+            super().__init__(config, servers, **more)
+            self.teacher = teacher_server_configs
+
+    env: Any = build(Pupil, resolve(Pupil, ["--teacher.base_url", "http://t:1/v1"], mode_defaults={}))
+
+    assert [server.base_url for server in env.teacher] == ["http://t:1/v1"]
+
+
+class OwnCommand(BaseModel):
+    """A command as an environment might bring it."""
+
+    ran: ClassVar[list[Any]] = []
+    extra: int = 1
+
+    def run(self) -> None:
+        self.ran.append(self)
+
+
+def test_a_command_class_of_the_environment_is_run_with_its_own_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    replaced = type("Replaced", (TaskEnv,), {"get_cli_serve_config_cls": classmethod(lambda cls: OwnCommand)})
+
+    main(replaced, ["serve", "--extra", "7"])
+
+    assert OwnCommand.ran.pop().extra == 7
+    with pytest.raises(SystemExit):
+        main(replaced, ["serve", "--extar", "7"])
+    assert "did you mean --extra?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(replaced, ["serve", "--help"])
+    assert "--extra int\n        (default: 1)" in capsys.readouterr().out
+
+
+def test_the_usual_command_class_can_be_extended(capsys: pytest.CaptureFixture[str]) -> None:
+    class Extended(TaskEnv):
+        @classmethod
+        def get_cli_serve_config_cls(cls) -> type:
+            class Command(super().get_cli_serve_config_cls()):  # type: ignore[misc]
+                shout: bool = False
+
+            return Command
+
+    main(Extended, ["serve", "--shout", "--group_size", "5", "--openai.model_name", "n", "--dry_run", "true"])
+
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["env"]["group_size"], printed["openai"][0]["model_name"]) == (5, "n")
+
+
+def test_pydantic_cli_runs_the_command_class_and_the_file_wins_over_defaults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pydantic_cli = pytest.importorskip("pydantic_cli")
+    (tmp_path / "e.yaml").write_text("env: {group_size: 7, total_steps: 8}\n")
+    argv = ["serve", "--config", str(tmp_path / "e.yaml"), "--env.total_steps", "3", "--dry_run", "true"]
+    monkeypatch.setattr("sys.argv", ["env.py", *argv])
+
+    run = pydantic_cli.to_runner({"serve": command_class(TaskEnv, "serve")})
+    assert run(argv) == 0
+
+    env = yaml.safe_load(capsys.readouterr().out)["env"]
+    assert (env["group_size"], env["total_steps"]) == (7, 3), "3 is config_init's value too, but it was typed"
 
 
 def test_help_lists_every_option_with_its_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,6 +428,8 @@ def test_help_lists_every_option_with_its_default_and_meaning(capsys: pytest.Cap
     for name in APIServerConfig.model_fields:
         assert f"--openai.{name} " in text
     assert "(default: 16)" in text
+    assert "SWEET|SOUR\n        (default: SWEET)" in text
+    assert "A task for tests." in text
     assert "examples:" in text
 
 

@@ -60,6 +60,22 @@ def test_hand_made_tokens_get_the_tickets_version_and_no_invented_logprobs() -> 
     assert wired.versions_per_token().tolist() == [-1, -1, 6, 6] * 2
 
 
+def test_no_run_of_versions_spans_two_sequences() -> None:
+    tokens = [[1, 2, 3], [4, 5]]
+    wired = to_wire({"tokens": tokens, "masks": tokens, "scores": [0.0, 1.0]}, fallback_version=6)
+
+    assert wired.policy_versions.tolist() == [[6, 3], [6, 2]]
+
+
+@pytest.mark.parametrize("column", ["masks", "inference_logprobs", "policy_versions"])
+def test_columns_that_do_not_fit_their_sequence_are_refused(column: str) -> None:
+    group: Any = a_scored_group(length=5)
+    group[column] = [group[column][0], [(0, 4)] if column == "policy_versions" else group[column][1][:4]]
+
+    with pytest.raises(GroupFormatError, match=r"4 .*5 tokens|cover 4 tokens of 5"):
+        to_wire(group)
+
+
 def test_logprobs_of_some_sequences_only_are_an_error() -> None:
     group = a_scored_group()
     group["tokens"][1] = [*group["tokens"][1][:-1], 77]

@@ -7,11 +7,20 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "fastapi", "vllm", "openai", "reasoning_gym")
+HEAVY = ("torch", "transformers", "fastapi", "vllm", "openai", "aiohttp", "reasoning_gym")
 
 
 @pytest.mark.parametrize(
-    "module", ["atroposlib", "atroposlib.envs", "atroposlib.envs.base", "atroposlib.envs.cli", "atroposlib.client"]
+    "module",
+    [
+        "atroposlib",
+        "atroposlib.envs",
+        "atroposlib.envs.base",
+        "atroposlib.envs.cli",
+        "atroposlib.envs.reward_fns",
+        "atroposlib.api",
+        "atroposlib.client",
+    ],
 )
 def test_nothing_heavy_is_loaded(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"

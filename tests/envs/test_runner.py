@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atroposlib.envs import membership, runner
+from atroposlib.envs import group_work, membership, runner
 from atroposlib.envs.records import RunRecords
 from atroposlib.envs.runner import EnvRunner
 from atroposlib.errors import AtroposError, GroupFormatError, RolloutError, ServerUnreachableError
+from atroposlib.wire.columns import Group
+from atroposlib.wire.models import GroupResult
 from tests.envs.fakes import CountingEnv, FakeRolloutServer, a_scored_group
 
 MakeEnv = Callable[..., CountingEnv]
@@ -157,8 +159,8 @@ async def test_a_group_over_its_deadline_is_given_up(make_env: MakeEnv) -> None:
 
     made = await run(make_env(hang_once, group_deadline_s=0.03, max_num_workers=1), server)
 
-    assert made.stats.groups_dropped == {"deadline": runner.ITEM_TRIES}
-    assert server.returned["deadline"] == runner.ITEM_TRIES
+    assert made.stats.groups_dropped == {"deadline": group_work.ITEM_TRIES}
+    assert server.returned["deadline"] == group_work.ITEM_TRIES
 
 
 async def test_a_bug_in_the_environment_costs_its_group_and_a_row_of_them_ends_the_run(make_env: MakeEnv) -> None:
@@ -383,13 +385,28 @@ async def test_nothing_is_written_without_a_run_dir(make_env: MakeEnv, tmp_path:
     assert os.listdir(tmp_path) == []
 
 
-async def test_a_refused_group_does_not_stop_the_others(make_env: MakeEnv) -> None:
-    server = FakeRolloutServer()
-    server.refuse_with = [GroupFormatError("no")]
+async def test_a_refused_group_does_not_stop_those_that_travel_with_it(make_env: MakeEnv) -> None:
+    class Picky(FakeRolloutServer):
+        """Refuses a whole request because of one group in it, as the real one does."""
 
-    made = await run(make_env(), server)
+        largest = 0
 
-    assert made.stats.groups_dropped["refused"] == 1
+        async def post_groups(self, groups: Sequence[Group]) -> list[GroupResult]:
+            self.largest = max(self.largest, len(groups))
+            if any(group.scores.tolist() == [0.0, 0.5] for group in groups):
+                raise GroupFormatError("no")
+            await asyncio.sleep(0.005)
+            return await super().post_groups(groups)
+
+    server = Picky(batch=8, steps=2, in_flight=8)
+    env = make_env(lambda item: a_scored_group((0.0, 0.5) if item == 3 else (0.0, 1.0)), max_num_workers=8)
+
+    made = await run(env, server)
+
+    assert made.stats.groups_dropped == {"refused": 1}
+    assert server.largest > 1
+    assert env.collected.count(3) == 1
+    assert len(server.groups) >= 16
 
 
 async def test_tickets_granted_to_a_poll_that_was_given_up_go_back_too(make_env: MakeEnv) -> None:

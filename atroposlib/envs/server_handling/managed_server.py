@@ -2,124 +2,122 @@
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
+from atroposlib.envs.server_handling.chat_messages import has_reply, plain_messages, with_parsed_arguments
+from atroposlib.envs.server_handling.dummy_managed_server import DummyManagedServer
+from atroposlib.envs.server_handling.managed_server_adapter import ManagedServerAdapter
+from atroposlib.envs.server_handling.prompt_tokens import Prompt, prompt_ids, server_tokenizer
 from atroposlib.envs.server_handling.provenance import Origin, remember
-from atroposlib.envs.server_handling.samples import TokenCompletion, merge_runs
-from atroposlib.type_definitions import MASKED, VersionRuns
-from atroposlib.wire.layout import NOT_SAMPLED
+from atroposlib.envs.server_handling.reply_text import reply_text
+from atroposlib.envs.server_handling.samples import TokenCompletion, TokenSamples
+from atroposlib.envs.server_handling.sequence_node import EMPTY, UNSAMPLED_LOGPROB, SequenceNode, grow
+from atroposlib.envs.server_handling.session_tree import node_to_extend, place
+from atroposlib.envs.server_handling.think_blocks import HiddenText, opened_think_block
+from atroposlib.envs.server_handling.token_source import TokenServer, sample_tokens
+from atroposlib.envs.server_handling.tool_call_translator import ToolCallTranslator, call_as_dict
+from atroposlib.errors import ConfigError
 
 if TYPE_CHECKING:
     from openai.types import Completion
     from openai.types.chat import ChatCompletion
 
-    from atroposlib.envs.server_handling.samples import TokenSamples
-    from atroposlib.envs.server_handling.server_baseline import ServerBaseline
+__all__ = [
+    "UNSAMPLED_LOGPROB",
+    "DummyManagedServer",
+    "ManagedServer",
+    "ManagedServerAdapter",
+    "SequenceNode",
+    "TokenServer",
+]
 
-UNSAMPLED_LOGPROB = 1.0
-"""Upstream's mark for positions without a logprob: no real logprob is above 0."""
+log = logging.getLogger(__name__)
 
-
-class SequenceNode(BaseModel):
-    """One sequence of a session: prompt, completions, replies; its lists are equally long."""
-
-    full_text: str
-    tokens: list[int]
-    masked_tokens: list[int]
-    """MASKED over what the policy did not sample, else the token id."""
-    logprobs: list[float]
-    """Nats; 1.0 over what the policy did not sample."""
-    metadata: dict[str, Any] | None = None
-    policy_versions: VersionRuns = []
-    """Runs of (policy version, length) over tokens; NOT_SAMPLED over what the policy did not sample."""
-
-    @property
-    def completion_ids(self) -> list[int]:
-        """Every sampled token, in order."""
-        return [token for token in self.masked_tokens if token != MASKED]
+DEBUG_REQUESTS = "ATROPOS_DEBUG_REQUESTS"
 
 
-class TokenServer(Protocol):
-    """What a session needs of a server."""
-
-    @property
-    def config(self) -> ServerBaseline:
-        """The model's and the tokenizer's name."""
-        ...
-
-    async def sample_tokens(self, **kwargs: Any) -> TokenSamples:
-        """Sample from `input_ids`."""
-        ...
+@dataclass(frozen=True)
+class _Reply:
+    node: SequenceNode
+    text: str
+    finish_reason: str
 
 
 class ManagedServer:
     """One session; use it through ``ServerManager.managed_server()``.
 
     A prompt whose text begins with an earlier sequence's text extends that sequence: its ids stay as sampled, only the
-    new text is tokenised. Any other prompt starts a new sequence, counted in `segments_restarted` when the session
-    already had one.
+    new text is tokenised. Any other prompt starts a new sequence; one that holds earlier replies, and one of a text
+    completion, is counted in `segments_restarted` when the session already had a sequence.
+
+    Args:
+        server: has `sample_tokens`, or upstream's `tokens_and_logprobs_completion`.
+        tokenizer: default: the server's, else that of its model.
+        track_tree: keep every sequence, by its text, in `sequences`; else an extended one is replaced in `current_nodes`.
+        tool_parser: format of the model's tool calls; without it `tools` is ignored.
+        preserve_think_blocks: show think blocks of earlier replies to the chat template, which may strip them. By
+            default they are hidden from it and always survive.
     """
 
     def __init__(
         self,
-        server: TokenServer,
+        server: Any,
         tokenizer: Any = None,
         track_tree: bool = False,
-        *,
+        tool_parser: str | None = None,
         preserve_think_blocks: bool = False,
     ) -> None:
-        if track_tree:
-            raise NotImplementedError("track_tree is not supported yet: use the list of nodes")
         self.server = server
-        self.tokenizer = tokenizer if tokenizer is not None else _server_tokenizer(server)
+        self.tokenizer = tokenizer if tokenizer is not None else server_tokenizer(server)
+        self.track_tree = track_tree
         self.preserve_think_blocks = preserve_think_blocks
         self.current_nodes: list[SequenceNode] = []
+        self.sequences: dict[str, SequenceNode] = {}
         self.segments_restarted = 0
+        self._tool_parser_name = tool_parser
+        self._translator: ToolCallTranslator | None = None
+        self._starts: set[str] = set()
+        self._claimed: list[int] = []
+        self._sampled_replies: dict[str, str] = {}
+
+    @property
+    def broken_tool_calls(self) -> int:
+        """Replies of this session that began a tool call and broke its format; they stayed text."""
+        return 0 if self._translator is None else self._translator.broken_replies
 
     async def chat_completion(self, **kwargs: Any) -> ChatCompletion:
-        """Chat; the answer is the openai package's object, its choices in the order of the new nodes."""
-        from openai.types.chat import ChatCompletion, ChatCompletionMessage
-        from openai.types.chat.chat_completion import Choice
+        """Chat; the answer is the openai package's object, its choices in the order of the new nodes.
 
-        sampled = await self._sample(self._convert_messages_to_prompt(kwargs.pop("messages")), is_chat=True, **kwargs)
-        choices = [
-            Choice(
-                index=i,
-                finish_reason=_openai_finish_reason(completion),
-                message=ChatCompletionMessage(role="assistant", content=self._text(completion.token_ids)),
-            )
-            for i, (_, completion) in enumerate(sampled)
-        ]
-        return ChatCompletion(
-            id=_answer_id(),
-            created=int(time.time()),
-            model=self.server.config.model_name,
-            object="chat.completion",
-            choices=choices,
-        )
+        Tool calls are plain dicts in `message.tool_calls`.
+
+        Raises:
+            NotImplementedError: the server does not return token ids.
+            RolloutError: the server failed.
+        """
+        from atroposlib.envs.server_handling.openai_answers import chat_answer, chat_choice
+
+        tool_choice, tools = kwargs.pop("tool_choice", None), kwargs.pop("tools", None)
+        prompt = self._chat_prompt(kwargs.pop("messages"), tools=tools, tool_choice=tool_choice)
+        replies = await self._sample(prompt, **kwargs)
+        choices = []
+        for index, reply in enumerate(replies):
+            content, calls, finish_reason = self._parsed(reply, prompt, tools, tool_choice)
+            choices.append(chat_choice(index, content, calls, finish_reason))
+        return chat_answer(choices, self._model_name)
 
     async def completion(self, **kwargs: Any) -> Completion:
         """Continue a text; the answer is the openai package's object, its choices in the order of the new nodes."""
-        from openai.types import Completion, CompletionChoice
+        from atroposlib.envs.server_handling.openai_answers import completion_answer
 
-        sampled = await self._sample(kwargs.pop("prompt"), is_chat=False, **kwargs)
-        choices = [
-            CompletionChoice(
-                index=i, finish_reason=_openai_finish_reason(completion), text=self._text(completion.token_ids)
-            )
-            for i, (_, completion) in enumerate(sampled)
-        ]
-        return Completion(
-            id=_answer_id(),
-            created=int(time.time()),
-            model=self.server.config.model_name,
-            object="text_completion",
-            choices=choices,
+        kwargs.pop("tools", None), kwargs.pop("tool_choice", None)
+        replies = await self._sample(Prompt(kwargs.pop("prompt")), **kwargs)
+        return completion_answer(
+            [reply.text for reply in replies], [reply.finish_reason for reply in replies], self._model_name
         )
 
     async def sample_nodes(self, *, messages: Sequence[Any], prefill: str = "", **sampling: Any) -> list[SequenceNode]:
@@ -128,111 +126,179 @@ class ManagedServer:
         Args:
             prefill: text that every reply is made to begin with; it belongs to the prompt, so it is not trained.
         """
-        prompt = self._convert_messages_to_prompt(messages) + prefill
-        return [node for node, _ in await self._sample(prompt, is_chat=True, **sampling)]
+        tool_choice, tools = sampling.pop("tool_choice", None), sampling.pop("tools", None)
+        prompt = self._chat_prompt(messages, tools=tools, tool_choice=tool_choice, prefill=prefill)
+        return [reply.node for reply in await self._sample(prompt, **sampling)]
+
+    async def get_logprobs(self, **kwargs: Any) -> dict[str, Any]:
+        """The server's logprobs of given `messages`, `prompt` or `input_ids`; it keeps no node.
+
+        Raises:
+            NotImplementedError: the server cannot do it.
+        """
+        if not hasattr(self.server, "get_logprobs"):
+            raise NotImplementedError(f"{type(self.server).__name__} does not implement get_logprobs")
+        if (messages := kwargs.pop("messages", None)) is not None:
+            kwargs["prompt"], kwargs["input_ids"] = self.render(messages)
+        answer: dict[str, Any] = await self.server.get_logprobs(**kwargs)
+        return answer
+
+    def render(self, messages: Sequence[Any], tools: Any = None) -> tuple[str, list[int]]:
+        """Text and ids of the prompt that these messages would be sampled from now; it keeps no node."""
+        prompt = self._chat_prompt(messages, tools=tools, tool_choice=None)
+        return prompt.text, prompt_ids(self._tokens_and_text, self._node_to_extend(prompt.text) or EMPTY, prompt)
 
     def get_state(self) -> dict[str, Any]:
-        """The session's sequences, in the order of the choices."""
+        """`nodes` in the order of the choices; with track_tree `sequences` by their text, also as `tree`."""
+        if self.track_tree:
+            return {"sequences": dict(self.sequences), "tree": dict(self.sequences)}
         return {"nodes": list(self.current_nodes)}
 
     def reset(self) -> None:
         """Forget the session; lists handed out before stay valid."""
         self.current_nodes = []
+        self.sequences = {}
+        self._starts = set()
+        self._sampled_replies = {}
 
-    async def _sample(
-        self, prompt: str, *, is_chat: bool, **sampling: Any
-    ) -> list[tuple[SequenceNode, TokenCompletion]]:
-        sampling.pop("tools", None)
-        sampling.pop("tool_choice", None)
-        base = self._node_to_extend(prompt)
+    # Prompts
+
+    def _chat_prompt(self, messages: Sequence[Any], *, tools: Any, tool_choice: Any, prefill: str = "") -> Prompt:
+        messages = plain_messages(messages)
+        is_calling = bool(tools) and self._get_translator() is not None
+        if tools and not is_calling:
+            log.warning("tools are ignored: this session has no tool_parser")
+        offered = {"tools": tools} if is_calling else {}
+        return Prompt(
+            text=self._convert_messages_to_prompt(messages, **offered) + prefill,
+            is_chat=True,
+            keep_special=is_calling and tool_choice != "none",
+            has_reply=has_reply(messages),
+            prefill=prefill,
+        )
+
+    def _convert_messages_to_prompt(self, messages: Sequence[Any], tools: Any = None) -> str:
+        from jinja2 import TemplateError
+
+        messages = plain_messages(messages)
+        translator = self._get_translator()
+        if translator is None:
+            return self._render(messages, tools)
+        try:
+            return self._render(translator.convert_messages_for_template(messages), tools)
+        except TemplateError:
+            # Mistral's, for one, insists on tool calls before tool answers. What it writes of them is not what was
+            # sampled, so a new segment starts, but the rollout goes on.
+            return self._render([with_parsed_arguments(message) for message in messages], tools)
+
+    def _render(self, messages: list[dict[str, Any]], tools: Any) -> str:
+        if self.preserve_think_blocks:
+            return self._apply_template(messages, tools)
+        hidden = HiddenText(self._sampled_replies)
+        return hidden.restore(self._apply_template(hidden.hide(messages), tools))
+
+    def _apply_template(self, messages: list[dict[str, Any]], tools: Any) -> str:
+        is_reply_wanted = not messages or messages[-1]["role"] != "assistant"
+        with_tools = {"tools": tools} if tools else {}
+        text: str = self._tokens_and_text.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=is_reply_wanted, **with_tools
+        )
+        return text
+
+    @property
+    def _tokens_and_text(self) -> Any:
+        if self.tokenizer is None:
+            raise ConfigError("a managed server needs a tokenizer: pass tokenizer=, or set openai.tokenizer_name")
+        return self.tokenizer
+
+    # Sampling
+
+    async def _sample(self, prompt: Prompt, **sampling: Any) -> list[_Reply]:
+        base = self._node_to_extend(prompt.text)
+        input_ids = prompt_ids(self._tokens_and_text, base or EMPTY, prompt)
+        with self._claim(base):
+            samples = await sample_tokens(self.server, prompt=prompt.text, input_ids=input_ids, **sampling)
+        if base is not None and samples.prompt_ids[: len(base.tokens)] != base.tokens:
+            # The server did not sample from the ids that it was given.
+            base = None
         if base is None:
-            self.segments_restarted += bool(self.current_nodes)
-            base = SequenceNode(full_text="", tokens=[], masked_tokens=[], logprobs=[])
-            prompt_ids = self._encode_prompt(prompt, is_chat=is_chat)
-        else:
-            prompt_ids = base.tokens + self._encode_suffix(base, prompt)
-        samples = await self.server.sample_tokens(input_ids=prompt_ids, **sampling)
-        sampled = [(self._grow(base, prompt, prompt_ids, completion), completion) for completion in samples.completions]
-        nodes = [node for node, _ in sampled]
-        # By identity, and after the wait: another call of this session may have moved or replaced it meanwhile.
-        where = next((i for i, node in enumerate(self.current_nodes) if node is base), None)
-        if where is not None:
-            self.current_nodes[where] = nodes.pop(0)
-        self.current_nodes.extend(nodes)
-        return sampled
+            self._count_start(prompt)
+        replies = [self._reply(base or EMPTY, prompt, samples, completion) for completion in samples.completions]
+        self._keep(base, [reply.node for reply in replies])
+        self._log_request(prompt, base, replies)
+        return replies
 
     def _node_to_extend(self, prompt: str) -> SequenceNode | None:
-        """The longest sequence that the prompt continues exactly; the first of equals."""
-        candidates = [node for node in self.current_nodes if self._is_continued_by(node, prompt)]
-        return max(candidates, key=lambda node: len(node.full_text), default=None)
+        nodes = self.sequences.values() if self.track_tree else self.current_nodes
+        return node_to_extend(nodes, prompt, claimed=self._claimed)
 
-    def _is_continued_by(self, node: SequenceNode, prompt: str) -> bool:
-        if not prompt.startswith(node.full_text):
-            return False
-        # After a terminator only the terminator's text can come: other text belongs to another reply.
-        return prompt.startswith(self._terminator(node), len(node.full_text))
+    @contextmanager
+    def _claim(self, node: SequenceNode | None) -> Iterator[None]:
+        if node is None:
+            yield
+            return
+        self._claimed.append(id(node))
+        try:
+            yield
+        finally:
+            self._claimed.remove(id(node))
 
-    def _encode_prompt(self, prompt: str, *, is_chat: bool) -> list[int]:
-        bos = getattr(self.tokenizer, "bos_token", None)
-        # Templates that write the BOS themselves must not get a second one.
-        add_special = not (is_chat and bos and prompt.startswith(bos))
-        ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=add_special)
-        bos_id = getattr(self.tokenizer, "bos_token_id", None)
-        return ids[1:] if len(ids) > 1 and bos_id is not None and ids[0] == ids[1] == bos_id else ids
+    def _count_start(self, prompt: Prompt) -> None:
+        is_fresh = not prompt.has_reply or prompt.text in self._starts
+        self.segments_restarted += bool(self.current_nodes or self.sequences) and not is_fresh
+        self._starts.add(prompt.text)
 
-    def _encode_suffix(self, node: SequenceNode, prompt: str) -> list[int]:
-        """Ids of what the new prompt adds. A terminator that the policy sampled itself is not added again."""
-        suffix = prompt[len(node.full_text) + len(self._terminator(node)) :]
-        ids: list[int] = self.tokenizer.encode(suffix, add_special_tokens=False)
-        return ids
-
-    def _terminator(self, node: SequenceNode) -> str:
-        """Text of the sampled token that ended the last completion, where full_text leaves it out; else empty."""
-        if node.masked_tokens[-1] == MASKED or self._text(node.tokens[-1:]):
-            return ""
-        text: str = self.tokenizer.decode(node.tokens[-1:], skip_special_tokens=False)
-        return text
-
-    def _grow(
-        self, base: SequenceNode, prompt: str, prompt_ids: list[int], completion: TokenCompletion
-    ) -> SequenceNode:
-        added = len(prompt_ids) - len(base.tokens)
-        node = SequenceNode(
-            full_text=prompt + self._text(completion.token_ids),
-            tokens=prompt_ids + completion.token_ids,
-            masked_tokens=base.masked_tokens + [MASKED] * added + completion.token_ids,
-            logprobs=base.logprobs + [UNSAMPLED_LOGPROB] * added + completion.logprobs,
-            metadata={"finish_reason": completion.finish_reason},
-            policy_versions=merge_runs([*base.policy_versions, (NOT_SAMPLED, added), *completion.versions]),
+    def _reply(self, base: SequenceNode, prompt: Prompt, samples: TokenSamples, completion: TokenCompletion) -> _Reply:
+        reply = reply_text(self._tokens_and_text, completion, keep_special=prompt.keep_special)
+        node = grow(
+            base,
+            samples.prompt_ids,
+            completion,
+            full_text=prompt.text + reply.text,
+            terminator=reply.terminator,
         )
-        remember(
-            node.tokens,
-            Origin(logprobs=node.logprobs, versions=node.policy_versions, finish_reason=completion.finish_reason),
-        )
-        return node
+        remember(node.tokens, Origin(node.logprobs, node.policy_versions, completion.finish_reason))
+        if prompt.is_chat:
+            rendered = prompt.text.removesuffix(prompt.prefill)
+            self._sampled_replies[prompt.prefill + reply.text] = opened_think_block(rendered)
+        return _Reply(node, reply.text, completion.finish_reason)
 
-    def _convert_messages_to_prompt(self, messages: Sequence[Any]) -> str:
-        is_reply_wanted = not messages or messages[-1]["role"] != "assistant"
-        text: str = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=is_reply_wanted
-        )
-        return text
+    def _keep(self, base: SequenceNode | None, nodes: list[SequenceNode]) -> None:
+        if self.track_tree:
+            self.sequences.update((node.full_text, node) for node in nodes)
+        else:
+            place(self.current_nodes, base, nodes)
 
-    def _text(self, token_ids: list[int]) -> str:
-        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        return text
+    def _log_request(self, prompt: Prompt, base: SequenceNode | None, replies: list[_Reply]) -> None:
+        if os.environ.get(DEBUG_REQUESTS) == "1":
+            log.info(
+                "managed request: extends=%s prompt=%r replies=%r",
+                base is not None,
+                prompt.text,
+                [(reply.finish_reason, reply.text) for reply in replies],
+            )
 
+    # Tools
 
-def _server_tokenizer(server: TokenServer) -> Any:
-    from atroposlib.envs.tokenizers import load_tokenizer
+    def _get_translator(self) -> ToolCallTranslator | None:
+        """The translator of this session's tool_parser, made at first use; None without one."""
+        if self._translator is None and self._tool_parser_name is not None:
+            self._translator = ToolCallTranslator(self.tokenizer, self._tool_parser_name)
+        return self._translator
 
-    name = server.config.tokenizer_name
-    return load_tokenizer(server.config.model_name if name == "none" else name)
+    def _parsed(
+        self, reply: _Reply, prompt: Prompt, tools: Any, tool_choice: Any
+    ) -> tuple[str | None, list[dict[str, Any]] | None, str]:
+        translator = self._get_translator()
+        if translator is None or not prompt.keep_special:
+            return reply.text, None, reply.finish_reason
+        content, calls, _ = translator.parse_model_output(reply.text, tool_choice=tool_choice, tools=tools)
+        if not calls:
+            return content, None, reply.finish_reason
+        # A reply that was cut says so, whatever calls it holds.
+        finish_reason = reply.finish_reason if reply.finish_reason == "length" else "tool_calls"
+        return content, [call_as_dict(call) for call in calls], finish_reason
 
-
-def _openai_finish_reason(completion: TokenCompletion) -> Any:
-    return completion.finish_reason if completion.finish_reason in ("stop", "length", "content_filter") else "stop"
-
-
-def _answer_id() -> str:
-    return f"managed-{uuid.uuid4().hex}"
+    @property
+    def _model_name(self) -> str:
+        return str(getattr(getattr(self.server, "config", None), "model_name", "unknown"))

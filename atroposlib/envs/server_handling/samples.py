@@ -41,6 +41,41 @@ class TokenSamples:
         )
 
 
+def samples_from_lists(
+    prompt_ids: list[int], outputs: list[list[int]], logprobs: list[list[float]], finish_reasons: list[Any]
+) -> TokenSamples:
+    """From the upstream form, which says nothing about policy versions; as_lists reversed.
+
+    Raises:
+        ModelServerError: the lists do not fit together.
+    """
+    if not len(outputs) == len(logprobs) == len(finish_reasons):
+        raise ModelServerError(
+            f"{len(outputs)} completions came with {len(logprobs)} lists of logprobs and {len(finish_reasons)} finish reasons"
+        )
+    for ids, nats in zip(outputs, logprobs, strict=True):
+        if len(ids) != len(nats):
+            raise ModelServerError(f"a completion of {len(ids)} tokens came with {len(nats)} logprobs")
+    return TokenSamples(
+        prompt_ids=list(prompt_ids),
+        completions=[
+            TokenCompletion(
+                token_ids=list(ids),
+                logprobs=list(nats),
+                finish_reason=finish_reason_name(reason),
+                versions=version_runs(None, len(ids), server=""),
+            )
+            for ids, nats, reason in zip(outputs, logprobs, finish_reasons, strict=True)
+        ],
+    )
+
+
+def finish_reason_name(reason: Any) -> str:
+    """stop, length, abort: from a name, or from an engine's description `{"type": name, ...}`; unknown is stop."""
+    name = reason.get("type") if isinstance(reason, dict) else reason
+    return name if isinstance(name, str) else "stop"
+
+
 def version_runs(spans: list[dict[str, Any]] | None, n_tokens: int, *, server: str) -> VersionRuns:
     """Turn an engine's spans `{version, start, end}` over output tokens into runs.
 

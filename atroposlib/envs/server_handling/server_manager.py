@@ -1,21 +1,27 @@
-"""Requests over several inference servers: the least busy one that is well gets the next; failures go to another."""
+"""Requests over several inference servers, as environments make them: chat, text, tokens, sessions."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
+import inspect
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, Field
 
 from atroposlib.envs.server_handling.busy_clock import BusyClock
-from atroposlib.envs.server_handling.managed_server import ManagedServer
-from atroposlib.envs.server_handling.openai_server import OpenAIServer
+from atroposlib.envs.server_handling.joined_answers import all_or_none, join_answers, split_n
+from atroposlib.envs.server_handling.routing import Router
+from atroposlib.envs.server_handling.seat import Seat, Split, split_of
 from atroposlib.envs.server_handling.server_baseline import APIServer, APIServerConfig, ServerBaseline
-from atroposlib.envs.server_handling.vllm_server import VLLMServer
-from atroposlib.errors import ConfigError, ModelServerError
+from atroposlib.envs.server_handling.server_classes import server_class_of
+from atroposlib.envs.server_handling.server_configs import at_url, server_list, with_address
+from atroposlib.envs.server_handling.server_pool import ServerPool
+from atroposlib.envs.server_handling.sessions import PROXY_URL, dummies_allowed, managed_session, proxy_session
+from atroposlib.envs.server_handling.version_bounds import sample_with_versions
+from atroposlib.errors import ConfigError
 
 if TYPE_CHECKING:
     from openai.types import Completion
@@ -23,11 +29,10 @@ if TYPE_CHECKING:
 
     from atroposlib.envs.server_handling.samples import TokenSamples
 
-DEFAULT_PORTS = (9004, 9005, 9006, 9007)
-MAX_TRIES = 8
-HEALTH_POLL_S = 0.25
+__all__ = ["ServerManager", "ServerManagerConfig", "server_list"]
 
-_SERVER_CLASSES: dict[str, type[APIServer]] = {"openai": OpenAIServer, "vllm": VLLMServer}
+
+T = TypeVar("T")
 
 
 class ServerManagerConfig(BaseModel):
@@ -36,16 +41,38 @@ class ServerManagerConfig(BaseModel):
     slurm: bool = Field(default=False, description="Find the inference servers from the SLURM variables.")
     testing: bool = Field(default=False, description="Replace the servers by a harness of canned answers.")
     max_n_completions: int = Field(default=8, ge=1, description="Chat requests for more choices than this are split.")
+    proxy_url: str | None = Field(
+        default=None, description="Managed-server proxy that holds the sessions; none: ATROPOS_PROXY_URL."
+    )
 
 
 class ServerManager:
-    """Routes requests to inference servers.
+    """Routes requests to inference servers: the least busy one that is well; another when that one fails.
 
     Args:
         configs: one entry a server; a bare APIServerConfig is one server; a ServerBaseline means four local ports.
-        server_class: client class of every server; the abstract APIServer chooses by each config's server_type.
+        server_class: client class of every server; an abstract one chooses by each config's server_type.
+        slurm: the servers are those of the SLURM job; the first config is their template.
+        testing: one ServerHarness of canned answers instead of servers.
         max_n_completions: a chat or text request for more choices is split. Token requests never are.
+        reasoning_config: what chat requests ask about reasoning.
+        proxy_url: managed-server proxy, for use_proxy; None: the variable ATROPOS_PROXY_URL.
+        use_proxy: sessions live in the proxy.
+        tool_parser: how sessions read tool calls; None: they do not.
+    Raises:
+        ConfigError: there is no server, or one has no address.
     """
+
+    # Defaults on the class: managers are also made without the constructor, with only the servers set.
+    servers: list[APIServer]
+    max_n_completions: int = 8
+    reasoning_config: Any = None
+    proxy_url: str | None = None
+    use_proxy: bool = False
+    tool_parser: str | None = None
+    _require_version: bool = False
+    _template: APIServerConfig | None = None
+    _server_class: type[APIServer] = APIServer  # type: ignore[type-abstract]
 
     def __init__(
         self,
@@ -55,174 +82,245 @@ class ServerManager:
         testing: bool = False,
         max_n_completions: int = 8,
         reasoning_config: Any = None,
+        proxy_url: str | None = None,
+        use_proxy: bool = False,
+        tool_parser: str | None = None,
     ) -> None:
         self.max_n_completions = max_n_completions
         self.reasoning_config = reasoning_config
-        self.busy = BusyClock()
-        self.servers: list[APIServer] = [
-            _class_of(config, server_class)(config, reasoning_config=reasoning_config)
-            for config in server_list(configs)
-        ]
+        self.proxy_url = proxy_url or os.environ.get(PROXY_URL) or None
+        self.use_proxy = use_proxy
+        self.tool_parser = tool_parser
+        self._server_class = server_class
+        if testing:
+            self.servers = [_harness()]
+            return
+        found = server_list(configs, slurm=slurm)
+        self._template = found[0]
+        self.servers = [self._client(config) for config in found]
 
-    @property
-    def in_flight(self) -> int:
-        """Requests in flight, those waiting for a slot included."""
-        return sum(server.load.in_flight for server in self.servers)
+    # Requests
 
-    @property
-    def sampled_tokens(self) -> int:
-        """Completion tokens sampled so far through the token route."""
-        return sum(server.load.sampled_tokens for server in self.servers)
+    async def chat_completion(self, *, prefer: APIServer | None = None, **kwargs: Any) -> ChatCompletion:
+        """Chat; the answer is the openai package's object. n above max_n_completions is split and joined again.
 
-    def train_only_on_published_versions(self) -> None:
-        """From here on refuse tokens of a server that does not say which published policy version sampled them."""
-        for server in self.servers:
-            server.require_version = True
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await asyncio.gather(*(server.close() for server in self.servers))
-
-    async def chat_completion(self, **kwargs: Any) -> ChatCompletion:
-        """Chat over the least busy server; n above max_n_completions is split and joined again."""
-        answer: ChatCompletion = await self._split_n("chat_completion", kwargs)
+        Args:
+            prefer: the server to try first.
+        """
+        answer: ChatCompletion = await self._in_parts("chat_completion", kwargs, prefer)
         return answer
 
-    async def completion(self, **kwargs: Any) -> Completion:
+    async def completion(self, *, prefer: APIServer | None = None, **kwargs: Any) -> Completion:
         """Text completion, as chat_completion."""
-        answer: Completion = await self._split_n("completion", kwargs)
+        answer: Completion = await self._in_parts("completion", kwargs, prefer)
         return answer
 
     async def sample_tokens(self, *, prefer: APIServer | None = None, **kwargs: Any) -> TokenSamples:
         """Sample from `input_ids`; one request whatever n is, so that a group shares its prompt's cache.
 
         Args:
-            prefer: the server that holds the prompt's prefix; taken while it is well.
+            prefer: the server that holds the prompt's prefix; taken while it is well and not crowded.
         """
-        samples: TokenSamples = await self._route("sample_tokens", kwargs, prefer=prefer)
-        return samples
+        return await self._route(
+            "sample_tokens", lambda seat: sample_with_versions(seat, kwargs), kwargs, prefer, tokens=True
+        )
 
     async def tokens_and_logprobs_completion(
-        self, **kwargs: Any
+        self, *, prefer: APIServer | None = None, **kwargs: Any
     ) -> tuple[list[int], list[list[int]], list[list[float]], list[str]]:
         """As sample_tokens, in the upstream form: prompt tokens, outputs, logprobs, finish reasons."""
-        return (await self.sample_tokens(**kwargs)).as_lists()
+        name = "tokens_and_logprobs_completion"
+        return await self._route(name, _method(name, kwargs), kwargs, prefer, tokens=True)
+
+    async def get_logprobs(self, *, prefer: APIServer | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Logprobs of a prompt's own tokens, as APIServer.get_logprobs.
+
+        Raises:
+            NotImplementedError: the server cannot.
+        """
+        return await self._route("get_logprobs", _method("get_logprobs", kwargs), kwargs, prefer, tokens=True)
+
+    # Sessions
 
     @asynccontextmanager
     async def dedicated_server(self) -> AsyncIterator[APIServer]:
-        """The least busy server, for several requests of one conversation."""
-        yield await self._pick(time.monotonic() + self.servers[0].config.timeout)
+        """The least busy server, for several requests of one conversation. It takes no slot; each request does."""
+        await self.wait_for_sem(is_training=True)
+        with self._pool.session() as seat:
+            yield seat.server
 
     @asynccontextmanager
     async def managed_server(
         self, tokenizer: Any = None, base_url: str | None = None, preserve_think_blocks: bool = False
-    ) -> AsyncIterator[ManagedServer]:
-        """A token-exact session on one server; it moves to another only when that one fails.
+    ) -> AsyncIterator[Any]:
+        """A token-exact session on one server; it moves to another when that one fails or is much more crowded.
 
+        Args:
+            tokenizer: of the policy; None: by the server's config.
+            base_url: the inference server that the proxy uses; without a proxy it means nothing.
+            preserve_think_blocks: leave think blocks to the chat template.
         Raises:
             NotImplementedError: no server returns token ids.
+            ConfigError: use_proxy without the proxy's URL.
+            ModelServerError: all servers have left, and none joined in time.
         """
-        candidates = [server for server in self.servers if server.returns_tokens]
-        if not candidates:
-            raise NotImplementedError(
-                "managed_server needs a server that returns token ids: use --openai.server_type vllm; "
-                "openai servers are for evaluation and judges"
-            )
-        server = min(candidates, key=lambda candidate: (not candidate.server_healthy, _busy(candidate)))
-        managed = ManagedServer(
-            _StickyServer(self, server), tokenizer=tokenizer, preserve_think_blocks=preserve_think_blocks
-        )
-        try:
-            yield managed
-        finally:
-            managed.reset()
+        if self.use_proxy:
+            url = base_url or self._get_server_base_url()
+            model_name = self.servers[0].config.model_name if self.servers else "unknown"
+            async with proxy_session(self.proxy_url, url, self.tool_parser, model_name) as session:
+                yield session
+            return
+        if not self._pool.seats:
+            # All have left: another may join.
+            await self.wait_for_sem(is_training=True)
+        are_dummies_enough = not any(seat.returns_tokens for seat in self._pool.seats) and dummies_allowed()
+        with self._pool.session(needs_tokens=not are_dummies_enough) as seat:
+            managed = managed_session(self, seat, tokenizer, preserve_think_blocks)
+            try:
+                yield managed
+            finally:
+                managed.reset()
 
-    async def _split_n(self, method: str, kwargs: dict[str, Any]) -> Any:
+    # Limits
+
+    async def update_weight(self, weight: float) -> None:
+        """Use only this share, from 0 to 1, of every server: the rest is for other environments."""
+        self._pool.set_weight(weight)
+        for server in self.servers:
+            answer: Any = server.update_weight(weight)
+            if inspect.isawaitable(answer):
+                await answer
+
+    async def wait_for_sem(self, is_training: bool) -> None:
+        """Wait until some server has a free slot for training, or else for evaluation. It is not taken."""
+        await self._router.wait_for_slot(Split.TRAIN if is_training else Split.EVAL)
+
+    def train_only_on_published_versions(self) -> None:
+        """From here on refuse tokens of a server that does not say which published policy version sampled them."""
+        self._require_version = True
+        for server in self.servers:
+            server.require_version = True
+
+    # Servers that join and leave
+
+    async def add_server(self, config: APIServerConfig) -> None:
+        """A server joins; it gets requests as soon as it says that it is well.
+
+        Raises:
+            ConfigError: it is here already, or has no address.
+        """
+        if self._seat_at(config.base_url or "") is not None:
+            raise ConfigError(f"inference server {config.base_url} is in the pool already; remove it first")
+        server = self._client(config)
+        server.require_version = self._require_version
+        # Before the first wait: whoever asks next must see that it is here.
+        self._pool.add(server)
+        self.servers.append(server)
+        await server.update_weight(self._pool.weight)
+
+    async def remove_server(self, base_url: str) -> None:
+        """A server leaves: nothing new goes there; returns when what it has in flight has ended, at most its timeout.
+
+        Raises:
+            ConfigError: there is no such server.
+        """
+        seat = self._seat_at(base_url)
+        if seat is None:
+            here = ", ".join(seat.url for seat in self._pool.seats) or "none"
+            raise ConfigError(f"inference server {base_url} is not in the pool; it has {here}")
+        self.servers.remove(seat.server)
+        self._pool.detach(seat)
+        await self._pool.drain(seat)
+
+    async def sync_servers(self, urls: Collection[str]) -> None:
+        """Make the servers those of a registry: new ones join, others leave in the background once they are idle."""
+        wanted = dict.fromkeys(url.rstrip("/") for url in urls)
+        for seat in list(self._pool.seats):
+            if seat.url not in wanted:
+                self.servers.remove(seat.server)
+                self._pool.detach(seat)
+                self._pool.own(self._pool.drain(seat))
+        template = self._template
+        for url in wanted:
+            if self._seat_at(url) is None:
+                if template is None:
+                    raise ConfigError(f"inference server {url} cannot join: this manager was made without configs")
+                await self.add_server(at_url(template, url))
+
+    async def close(self) -> None:
+        """Close all connections and end the background work."""
+        await self._pool.close()
+
+    # Counters
+
+    @cached_property
+    def busy(self) -> BusyClock:
+        """Time with at least one request at a server."""
+        return BusyClock()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight, those waiting for a slot included."""
+        seats = [*self._pool.seats, *self._pool.leaving]
+        return self._pool.waiting + sum(max(seat.total_in_flight, seat.server.load.in_flight) for seat in seats)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Completion tokens sampled so far through the token route."""
+        seats = [*self._pool.seats, *self._pool.leaving]
+        return self._pool.sampled_by_the_gone + sum(seat.server.load.sampled_tokens for seat in seats)
+
+    # Inside
+
+    @cached_property
+    def _pool(self) -> ServerPool:
+        return ServerPool(self.servers)
+
+    @cached_property
+    def _router(self) -> Router:
+        return Router(self._pool, self.busy)
+
+    def _client(self, config: APIServerConfig) -> APIServer:
+        chosen = server_class_of(config, self._server_class)
+        if chosen is not self._server_class:
+            with_address(config)
+        return chosen(config, reasoning_config=self.reasoning_config)
+
+    def _seat_at(self, base_url: str) -> Seat | None:
+        return next((seat for seat in self._pool.seats if seat.url == base_url.rstrip("/")), None)
+
+    def _get_server_base_url(self, i: int = 0) -> str | None:
+        return self.servers[i].config.base_url if i < len(self.servers) else None
+
+    async def _in_parts(self, name: str, kwargs: dict[str, Any], prefer: APIServer | None) -> Any:
         n = kwargs.get("n") or 1
         if n <= self.max_n_completions:
-            return await self._route(method, kwargs)
-        sizes = [self.max_n_completions] * (n // self.max_n_completions) + (
-            [rest] if (rest := n % self.max_n_completions) else []
-        )
-        answers = await asyncio.gather(*(self._route(method, {**kwargs, "n": size}) for size in sizes))
-        choices = [choice for answer in answers for choice in answer.choices]
-        for index, choice in enumerate(choices):
-            choice.index = index
-        return answers[0].model_copy(update={"choices": choices})
+            return await self._route(name, _method(name, kwargs), kwargs, prefer)
+        parts = [{**kwargs, "n": size} for size in split_n(n, self.max_n_completions)]
+        return join_answers(await all_or_none([self._route(name, _method(name, part), part, prefer) for part in parts]))
 
-    async def _route(self, method: str, kwargs: dict[str, Any], *, prefer: APIServer | None = None) -> Any:
-        """Try servers until one answers or the time is over; the last failure is the cause of the error."""
-        timeout_s = self.servers[0].config.timeout
-        end = time.monotonic() + timeout_s
-        last: ModelServerError | None = None
-        for _ in range(MAX_TRIES):
-            try:
-                server = await self._pick(end, prefer)
-                async with asyncio.timeout(end - time.monotonic()):
-                    with self.busy:
-                        return await getattr(server, method)(**kwargs)
-            except ModelServerError as error:
-                last = error
-            except TimeoutError as error:
-                raise ModelServerError(
-                    f"no answer from the inference servers within {timeout_s} s (openai.timeout)"
-                ) from last or error
-            if time.monotonic() >= end:
-                break
-        raise ModelServerError(f"no inference server answered: {last}") from last
-
-    async def _pick(self, end: float, prefer: APIServer | None = None) -> APIServer:
-        """The preferred server while it is well, else the least busy one; waits while all are down."""
-        while True:
-            # A failed server is asked at most once per pause, so this delays few requests, and briefly.
-            well = [server for server in self.servers if await server.recover()]
-            if prefer is not None and prefer in well:
-                return prefer
-            if well:
-                return min(well, key=_busy)
-            if time.monotonic() >= end:
-                urls = ", ".join(str(server.config.base_url) for server in self.servers)
-                raise ModelServerError(
-                    f"no inference server is well: {urls}; are they running, with published weights?"
-                )
-            await asyncio.sleep(HEALTH_POLL_S)
+    async def _route(
+        self,
+        name: str,
+        call: Callable[[Seat], Awaitable[T]],
+        kwargs: dict[str, Any],
+        prefer: APIServer | None,
+        *,
+        tokens: bool = False,
+    ) -> T:
+        home = None if prefer is None else next((s for s in self._pool.seats if s.server is prefer), None)
+        return await self._router.ask(name, call, split=split_of(kwargs), needs_tokens=tokens, home=home)
 
 
-class _StickyServer:
-    """What a ManagedServer sees: the manager, with one server preferred."""
+def _method(name: str, kwargs: dict[str, Any]) -> Callable[[Seat], Awaitable[Any]]:
+    async def call(seat: Seat) -> Any:
+        return await getattr(seat.server, name)(**kwargs)
 
-    def __init__(self, manager: ServerManager, server: APIServer) -> None:
-        self._manager = manager
-        self._server = server
-        self.config = server.config
-
-    async def sample_tokens(self, **kwargs: Any) -> TokenSamples:
-        return await self._manager.sample_tokens(prefer=self._server, **kwargs)
+    return call
 
 
-def server_list(configs: ServerBaseline | Sequence[APIServerConfig]) -> list[APIServerConfig]:
-    """One config a server."""
-    if isinstance(configs, APIServerConfig):
-        return [configs]
-    if isinstance(configs, ServerBaseline):
-        shared = configs.model_dump()
-        return [APIServerConfig(base_url=f"http://localhost:{port}/v1", **shared) for port in DEFAULT_PORTS]
-    if not configs:
-        raise ConfigError(
-            "an environment needs at least one inference server: give config_init() a list of APIServerConfig"
-        )
-    return list(configs)
+def _harness() -> APIServer:
+    from atroposlib.envs.server_handling.server_harness import ServerHarness
 
-
-def _class_of(config: APIServerConfig, server_class: type[APIServer]) -> type[APIServer]:
-    if server_class is not APIServer:
-        return server_class
-    if config.server_type not in _SERVER_CLASSES:
-        raise ConfigError(
-            f"server_type {config.server_type!r} is not supported yet; supported: {', '.join(_SERVER_CLASSES)}"
-        )
-    return _SERVER_CLASSES[config.server_type]
-
-
-def _busy(server: APIServer) -> float:
-    return server.load.in_flight / server.config.num_max_requests_at_once
+    harness: Any = ServerHarness()
+    return harness  # type: ignore[no-any-return]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
-import httpx
-
+from atroposlib.envs.server_handling.http_client import HttpAnswer
 from atroposlib.envs.server_handling.openai_server import HEALTH_TIMEOUT_S, OpenAIServer
+from atroposlib.envs.server_handling.prompt_logprobs import prompt_logprobs_answer, top_k_of, vllm_positions
+from atroposlib.envs.server_handling.prompts import served_tokenizer, take_prompt_ids
 from atroposlib.envs.server_handling.samples import TokenCompletion, TokenSamples, version_number, version_runs
-from atroposlib.errors import ConfigError, ModelServerError, RolloutError
+from atroposlib.envs.server_handling.vllm_bundled import BUNDLED_GENERATE, bundled_body, bundled_samples
+from atroposlib.errors import ModelServerError, PromptLogprobsError
 from atroposlib.wire.layout import NOT_SAMPLED
 
 GENERATE = "/inference/v1/generate"
+COMPLETIONS = "/v1/completions"
 
 _RENAMED = {"max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens"}
 # Sent with every request: where they are absent the server takes the model's generation_config, and the trainer
@@ -22,81 +26,122 @@ _SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0
 class VLLMServer(OpenAIServer):
     """Rollouts over the token route, chat and completions over the OpenAI ones.
 
-    The server runs with ``--enable-scale-out --logprobs-mode processed_logprobs``.
+    The server runs with ``--enable-scale-out --logprobs-mode processed_logprobs``. The server that upstream's trainer
+    bundled is recognised by what it lacks, and spoken to in its own way; it reports no policy versions.
     """
+
+    _token_wire: str | None = None
+    """The route that answered; None before the first answer."""
+    _logprob_wire: str | None = None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The served model's, loaded at first use: only prompts given as text need it."""
+        return served_tokenizer(self.config)
 
     async def check_health(self) -> None:
         """Alive, and for training also running published weights."""
-        try:
-            response = await self.http.get("/health", timeout=HEALTH_TIMEOUT_S)
-            if response.status_code != 200:
-                raise ModelServerError(
-                    f"inference server {self.config.base_url}: GET /health answered {response.status_code}"
-                )
-            if self.require_version:
-                info = await self.http.get("/weight_info", timeout=HEALTH_TIMEOUT_S)
-                # Only servers in dev mode have the route; without it the first answer tells.
-                if info.status_code == 200 and version_number(str(info.json()["weight_version"])) == NOT_SAMPLED:
-                    raise self._unpublished()
-        except httpx.HTTPError as error:
-            raise self._error("health check", error) from error
+        answer = await self.http.get(f"{self.root_url}/health", timeout_s=HEALTH_TIMEOUT_S)
+        if answer.status != 200:
+            raise ModelServerError(f"inference server {self.api_url}: GET /health answered {answer.status}")
+        if self.require_version and (version := await self._reported_version()) is not None:
+            self._check_published([version])
+
+    async def current_version(self) -> int | None:
+        """From /weight_info, which a server in development mode has."""
+        version = await self._reported_version()
+        return None if version == NOT_SAMPLED else version
+
+    async def _reported_version(self) -> int | None:
+        """NOT_SAMPLED: it says that nothing was published; None: it does not say."""
+        answer = await self.http.get(f"{self.root_url}/weight_info", timeout_s=HEALTH_TIMEOUT_S)
+        if answer.status in (401, 403, 404, 405):
+            return None
+        info = self.http.read(answer, "/weight_info")
+        return version_number(str(info.get("weight_version")))
 
     async def _sample_tokens_wrapper(self, **kwargs: Any) -> TokenSamples:
-        input_ids, model = kwargs.pop("input_ids"), kwargs.pop("model")
+        prompt_ids, model = take_prompt_ids(self, kwargs), kwargs.pop("model")
         sampling = sampling_params(kwargs)
-        body = {"token_ids": input_ids, "model": model, "sampling_params": sampling}
+        body = {"token_ids": prompt_ids, "model": model, "sampling_params": sampling}
+        wire, answer = await self._post_first(
+            self._token_wire, [(GENERATE, body), (BUNDLED_GENERATE, bundled_body(prompt_ids, sampling))]
+        )
+        content = self._read(answer, wire)
+        self._token_wire = wire
         try:
-            response = await self.http.post(GENERATE, json=body)
-        except httpx.HTTPError as error:
-            raise self._error(GENERATE, error) from error
-        if response.status_code in (403, 404):
-            raise ConfigError(
-                f"inference server {self.config.base_url} answered {response.status_code} on {GENERATE}: {response.text[:300]}; "
-                f"start vLLM with --enable-scale-out, and serve the model under the name {model!r} (openai.model_name)"
-            )
-        if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
-            raise RolloutError(f"inference server {self.config.base_url} refused {sampling}: {response.text[:500]}")
-        if response.status_code != 200:
+            if wire == GENERATE:
+                samples = self._samples(prompt_ids, content)
+            else:
+                samples = bundled_samples(prompt_ids, content, server=self.http.server)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelServerError(f"{self.http.server}: unreadable answer of {wire}: {error!r}") from error
+        if len(samples.completions) != sampling["n"]:
             raise ModelServerError(
-                f"inference server {self.config.base_url}: {GENERATE} answered {response.status_code}: {response.text[:300]}"
+                f"{self.http.server} returned {len(samples.completions)} completions for n={sampling['n']}"
             )
-        try:
-            choices = sorted(response.json()["choices"], key=lambda choice: choice["index"])
-            completions = [self._completion(choice) for choice in choices]
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._error(f"unreadable answer of {GENERATE}", error) from error
-        n = sampling["n"]
-        if len(completions) != n:
-            raise ModelServerError(
-                f"inference server {self.config.base_url} returned {len(completions)} completions for n={n}"
-            )
-        return TokenSamples(prompt_ids=list(input_ids), completions=completions)
+        return samples
+
+    async def _get_logprobs_wrapper(self, **kwargs: Any) -> dict[str, Any]:
+        prompt_ids, model = take_prompt_ids(self, kwargs), kwargs.pop("model")
+        given = {_RENAMED.get(name, name): value for name, value in kwargs.items()}
+        asked = {"prompt_logprobs": top_k_of(kwargs), "n": 1, "temperature": 0.0, "top_p": 1.0}
+        asked["max_tokens"] = given.get("max_tokens") or 1
+        wire, answer = await self._post_first(
+            self._logprob_wire,
+            [
+                (GENERATE, {"token_ids": prompt_ids, "model": model, "sampling_params": asked}),
+                (BUNDLED_GENERATE, bundled_body(prompt_ids, asked)),
+                (COMPLETIONS, {"prompt": prompt_ids, "model": model, **asked}),
+            ],
+        )
+        content = self._read(answer, wire)
+        holder = content["choices"][0] if wire == COMPLETIONS else content
+        if holder.get("prompt_logprobs") is None:
+            raise PromptLogprobsError(f"{self.http.server} answered {wire} without prompt_logprobs")
+        self._logprob_wire = wire
+        positions = vllm_positions(holder["prompt_logprobs"], len(prompt_ids), server=self.http.server)
+        return prompt_logprobs_answer(prompt_ids, positions, server=self.http.server)
+
+    async def _post_first(self, known: str | None, routes: list[tuple[str, dict[str, Any]]]) -> tuple[str, HttpAnswer]:
+        """The answer of the first route that is there, beginning with the one that answered before."""
+        answers = []
+        for route, body in sorted(routes, key=lambda entry: entry[0] != known):
+            answer = await self.http.post(f"{self.root_url}{route}", body)
+            if answer.status not in (404, 405):
+                return route, answer
+            answers.append((route, answer))
+        # The error is about the route that a server ought to have.
+        return min(answers, key=lambda entry: entry[0] != GENERATE)
+
+    def _read(self, answer: HttpAnswer, route: str) -> Any:
+        fix = (
+            "start vLLM with --enable-scale-out, "
+            f"and serve the model under the name {self.config.model_name!r} (openai.model_name)"
+        )
+        return self.http.read(answer, route, fix=fix)
+
+    def _samples(self, prompt_ids: list[int], content: Any) -> TokenSamples:
+        choices = sorted(content["choices"], key=lambda choice: choice["index"])
+        return TokenSamples(prompt_ids=prompt_ids, completions=[self._completion(choice) for choice in choices])
 
     def _completion(self, choice: dict[str, Any]) -> TokenCompletion:
         token_ids = choice["token_ids"]
         content = choice["logprobs"]["content"] or []
         if choice["finish_reason"] == "abort":
-            raise ModelServerError(f"inference server {self.config.base_url} aborted the request")
+            raise ModelServerError(f"{self.http.server} aborted the request")
         if [entry["token_id"] for entry in content] != token_ids:
-            raise ModelServerError(
-                f"inference server {self.config.base_url}: logprobs are not those of the sampled tokens"
-            )
-        versions = version_runs(
-            choice.get("weight_versions"), len(token_ids), server=f"inference server {self.config.base_url}"
-        )
-        if self.require_version and any(version == NOT_SAMPLED for version, _ in versions):
-            raise self._unpublished()
+            raise ModelServerError(f"{self.http.server}: logprobs are not those of the sampled tokens")
+        spans = choice.get("weight_versions")
+        versions = version_runs(spans, len(token_ids), server=self.http.server)
+        # An engine that says nothing at all is left to the caller, who can ask it for its version.
+        if spans:
+            self._check_published([version for version, _ in versions])
         return TokenCompletion(
             token_ids=token_ids,
             logprobs=[entry["logprob"] for entry in content],
             finish_reason=choice["finish_reason"],
             versions=versions,
-        )
-
-    def _unpublished(self) -> ModelServerError:
-        return ModelServerError(
-            f"inference server {self.config.base_url} does not run a published policy version, so its tokens cannot be trained on; "
-            "it can work once the trainer has published weights to it"
         )
 
 

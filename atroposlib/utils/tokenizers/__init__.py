@@ -1,0 +1,1 @@
+"""Tokenizers whose chat templates are changed for training."""
