@@ -8,7 +8,6 @@ STYLE is `chat` (an old environment: chat_completion, tokens made by hand) or `t
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Any
 
@@ -75,9 +74,10 @@ def main() -> None:
         model_name="mock", base_url=inference, api_key="x", server_type="vllm" if style == "tokens" else "openai",
         num_max_requests_at_once=4096, health_check=False, timeout=60,
     )  # fmt: skip
-    env = cls(config, [server])
-    env.tokens = tokens
-    asyncio.run(env.env_manager())
+    cls.tokens = tokens
+    cls.config_init = classmethod(lambda cls: (config, [server]))  # type: ignore[assignment, method-assign]
+    sys.argv = [sys.argv[0], "serve"]
+    cls.cli()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ from pydantic_core import PydanticUndefined
 from transformers import TrainingArguments
 
 from atroposlib.envs.config import BaseEnvConfig
+from atroposlib.envs.options import RootOptions
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
+from atroposlib.envs.server_handling.server_manager import ServerManagerConfig
+from atroposlib.envs.teacher_distillation_env import TeacherDistillationConfig
 from atroposlib.launch.config import UpConfig
 from atroposlib.launch.inference import InferenceConfig
 from environments.chain_sum import ChainSumConfig
@@ -30,6 +33,16 @@ from rollout_server.config import ServerConfig
 from trainer.config import REFUSED, GRPOConfig
 
 TARGET = Path(__file__).parent.parent / "CONFIG.md"
+
+VARIABLES = {
+    "ATROPOS_TOKEN": "bearer token for the rollout server",
+    "ATROPOS_PROXY_URL": "managed-server proxy that holds the sessions, where use_proxy is on",
+    "ATROPOS_ALLOW_DUMMY_MANAGED_SERVER": "1: sessions on servers without token ids get made-up tokens, for trying things out",
+    "ATROPOS_DEBUG_REQUESTS": "1: log every request of a managed session",
+    "SLURM_JOB_NODELIST": "the hosts of the job; with --slurm the inference servers are on those after the first NUM_TRAINING_NODES",
+    "NUM_TRAINING_NODES": "hosts that train and serve no inference (0)",
+    "INFER_TP": "GPUs of one inference server (1): a host has 8 // INFER_TP of them, on ports from 9000",
+}
 
 HEADER = """# Configuration
 
@@ -53,8 +66,25 @@ def sections() -> Iterator[str]:
         "`python environments/NAME.py serve --group_size 8` or `--env.group_size 8`; YAML section `env`",
         _model_rows(BaseEnvConfig),
     )
+    yield _section(
+        "Environment: the command itself",
+        "Flags of `serve`, `process` and `evaluate` without a namespace; `slurm` and `testing` also stand in the YAML file",
+        _model_rows(RootOptions),
+    )
+    yield _section(
+        "Environment: teacher distillation",
+        "Environments that derive from `TeacherDistillationEnv`; the teacher's servers are `--teacher.*`, with the options of the inference client",
+        _model_rows(TeacherDistillationConfig, BaseEnvConfig),
+    )
     yield _section("Environment: chain_sum", _first_line(ChainSumConfig), _model_rows(ChainSumConfig, BaseEnvConfig))
     yield _section("Inference client", "`--openai.base_url ...`; YAML section `openai`", _model_rows(APIServerConfig))
+    yield _section(
+        "Inference client: the manager of several",
+        "Arguments of `ServerManager`; on an environment's command line without a namespace",
+        _model_rows(ServerManagerConfig),
+    )
+    variables = "\n".join(f"| `{name}` | {text} |" for name, text in VARIABLES.items())
+    yield f"## Environment variables of the SDK\n\n| variable | meaning |\n|---|---|\n{variables}\n"
     yield _section("Inference server", _first_line(InferenceConfig), _model_rows(InferenceConfig))
     yield _section(
         "Trainer",

@@ -15,6 +15,7 @@ from atroposlib.envs.eval_handling import training_limit
 from atroposlib.envs.evaluations import Evaluations
 from atroposlib.envs.group_work import GroupWork, Job
 from atroposlib.envs.membership import Membership, Registrar
+from atroposlib.envs.memory import settle_memory
 from atroposlib.envs.metrics import finish_reason_shares
 from atroposlib.envs.records import RunRecords
 from atroposlib.envs.run_status import StatusDict, offpolicy_limit, status_dict
@@ -290,6 +291,8 @@ class EnvRunner:
 
     async def _follow_run(self) -> None:
         """Notice steps also while no ticket is asked for: all workers busy, or an evaluation in the way."""
+        await asyncio.sleep(STATUS_PERIOD_S)
+        settle_memory()  # by now the first requests have loaded what they load
         while True:
             await asyncio.sleep(STATUS_PERIOD_S)
             await self._env.get_status()
