@@ -84,7 +84,7 @@ class BaseEnv(ABC):
         self._init_figures()
         self.metrics_sink: Callable[[dict[str, Any]], None] | None = None
         """Where wandb_log puts metrics, wandb or not; whoever runs the environment sets it."""
-        self.eval_metrics: dict[str, Any] | None = None
+        self.logged_evaluation: dict[str, Any] | None = None
         """Result of the newest evaluation that was logged."""
         self.run_link: RunLink | None = None
         """The loop that runs this environment; None outside of serve."""
@@ -246,7 +246,7 @@ class BaseEnv(ABC):
         verbose: bool = True,
     ) -> None:
         """Keep an evaluation's result: metrics.json and samples.jsonl in data_dir_to_save_evals, the metrics in the run's records."""
-        self.eval_metrics = dict(metrics)
+        self.logged_evaluation = dict(metrics)
         task_name = task_name or f"{self.display_name}_eval"
         if verbose:
             print_metrics(task_name, metrics)

@@ -51,7 +51,7 @@ class Evaluations:
             await asyncio.wait([self._task])
 
     async def _run(self, step: int, policy_version: int) -> None:
-        self._env.eval_metrics = None
+        self._env.logged_evaluation = None
         start = time.monotonic()
         try:
             async with asyncio.timeout(self._env.config.eval_deadline_s):
@@ -62,7 +62,7 @@ class Evaluations:
             # The policy goes on learning while its measure is broken; the log says that and why.
             log.exception("evaluation at step %d failed", step)
             return
-        metrics = self._env.eval_metrics or (returned if isinstance(returned, dict) else None)
+        metrics = self._env.logged_evaluation or (returned if isinstance(returned, dict) else None)
         if metrics:
             seconds = round(time.monotonic() - start, 2)
             record = {"step": step, "policy_version": policy_version, "seconds": seconds, "metrics": metrics}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TextIO
 
 from atroposlib.envs.base import BaseEnv
 from atroposlib.envs.config import BaseEnvConfig
 from atroposlib.envs.eval_items import forget_journals
+from atroposlib.envs.event_loop import run_fast
 from atroposlib.envs.options import Resolved
 from atroposlib.envs.process import process
 from atroposlib.errors import AtroposError
@@ -47,8 +47,7 @@ def launch(env_cls: type[BaseEnv], mode: str, resolved: Resolved) -> None:
     _configure_logging(resolved.root.log_level)
     env = build(env_cls, resolved)
     try:
-        with asyncio.Runner(loop_factory=_fast_loop()) as loop:
-            loop.run(_run(mode, env, resolved))
+        run_fast(_run(mode, env, resolved))
     except (AtroposError, ExceptionGroup) as error:
         ours = _our_error(error)
         if ours is None:
@@ -78,15 +77,6 @@ def build(env_cls: type[BaseEnv], resolved: Resolved) -> BaseEnv:
     if root.proxy_url is not None:
         manager.proxy_url, manager.use_proxy = root.proxy_url, True
     return env
-
-
-def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's loop, where there is one: thousands of requests in flight are mostly the loop's work."""
-    try:
-        import uvloop
-    except ImportError:  # it is not made for Windows
-        return None
-    return uvloop.new_event_loop
 
 
 def complain(error: AtroposError) -> None:
@@ -124,7 +114,7 @@ async def _evaluate(env: BaseEnv, resolved: Resolved) -> None:
     try:
         await env.setup()
         returned = await env.evaluate()
-        if env.eval_metrics is None and isinstance(returned, dict):
+        if env.logged_evaluation is None and isinstance(returned, dict):
             await env.evaluate_log(returned, start_time=started)
     finally:
         await env.aclose()

@@ -8,7 +8,7 @@ import time
 from typing import Protocol
 
 from atroposlib.errors import NoRunError, ServerUnreachableError
-from atroposlib.wire.models import EnvInfo, EnvRequest
+from atroposlib.wire.models import EnvInfo, EnvRequest, RunInfo
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +16,8 @@ FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 10.0
 QUIET_S = 60.0
 """A membership that lasted this long ended for a new reason: pauses start small again."""
+OLD_RUN_PREFIX = "atropos-"
+"""How the rollout server names runs that an old trainer opened by POST /register."""
 
 
 class Registrar(Protocol):
@@ -28,6 +30,11 @@ class Registrar(Protocol):
             NoRunError: no trainer has registered.
         """
         ...
+
+
+def publishes_versions(run: RunInfo) -> bool:
+    """Whether the trainer tells inference servers which version they run. One of the old protocol never does."""
+    return not run.run_name.startswith(OLD_RUN_PREFIX)
 
 
 class Membership:

@@ -14,7 +14,7 @@ from atroposlib.envs.courier import Courier, GroupServer
 from atroposlib.envs.eval_handling import training_limit
 from atroposlib.envs.evaluations import Evaluations
 from atroposlib.envs.group_work import GroupWork, Job
-from atroposlib.envs.membership import Membership, Registrar
+from atroposlib.envs.membership import Membership, Registrar, publishes_versions
 from atroposlib.envs.memory import settle_memory
 from atroposlib.envs.metrics import finish_reason_shares
 from atroposlib.envs.records import RunRecords
@@ -111,7 +111,6 @@ class EnvRunner:
             ServerUnreachableError: the rollout server, or a run on it, was missing for server_deadline_s.
             ConfigError: server or environment are set up wrongly.
         """
-        self._env.server.train_only_on_published_versions()
         self._env.metrics_sink, self._env.run_link = self._records.metrics, self
         try:
             async with asyncio.TaskGroup() as self._tasks:
@@ -135,6 +134,8 @@ class EnvRunner:
     async def _enter(self) -> None:
         await self._env.register_env()
         self._info = self._membership.info
+        if publishes_versions(self._info.run):
+            self._env.server.train_only_on_published_versions()
         assert self._tasks is not None
         self._tasks.create_task(self._tickets.keep_alive())
         self._tasks.create_task(self._courier.run())
