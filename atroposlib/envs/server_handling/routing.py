@@ -105,11 +105,14 @@ class Router:
         return self._last_timeout_s
 
     async def _slot(self, request: _Request) -> Lease:
+        choice = self._first_choice(request)
+        # Nearly always one is free, and then no timer is needed.
+        lease = self._pool.acquire_now(request.split, needs_tokens=request.needs_tokens, home=choice)
+        if lease is not None:
+            return lease
         try:
             async with asyncio.timeout(request.left_s):
-                return await self._pool.acquire(
-                    request.split, needs_tokens=request.needs_tokens, home=self._first_choice(request)
-                )
+                return await self._pool.acquire(request.split, needs_tokens=request.needs_tokens, home=choice)
         except TimeoutError:
             raise self._gave_up(request) from request.last
 

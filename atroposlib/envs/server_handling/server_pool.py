@@ -60,15 +60,20 @@ class ServerPool:
             needs_tokens: only of a server that returns token ids, if there is any.
             home: the server to stay with while it is well and not crowded.
         """
+        lease = self.acquire_now(split, needs_tokens=needs_tokens, home=home)
+        if lease is None:
+            seat = await self._wait(split, self._can_give_tokens(needs_tokens), home)
+            lease = self._leased(seat, split)
+        return lease
+
+    def acquire_now(self, split: Split, *, needs_tokens: bool = False, home: Seat | None = None) -> Lease | None:
+        """A slot that is free now; None where one would have to wait. Arguments as acquire."""
         self._resume_recoveries()
-        needs_tokens = needs_tokens and any(seat.returns_tokens for seat in self.seats)
-        seat = self._free_seat(split, needs_tokens, home)
+        seat = self._free_seat(split, self._can_give_tokens(needs_tokens), home)
         if seat is None:
-            seat = await self._wait(split, needs_tokens, home)
-        else:
-            seat.in_flight[split] += 1
-        self._watch(seat)
-        return Lease(seat, split, seat.breaker.epoch)
+            return None
+        seat.in_flight[split] += 1
+        return self._leased(seat, split)
 
     def release(self, lease: Lease) -> None:
         """Give a slot back; who waits for it gets it now."""
@@ -163,6 +168,13 @@ class ServerPool:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(seat.server.close() for seat in [*self.seats, *self.leaving]))
 
+    def _can_give_tokens(self, needs_tokens: bool) -> bool:
+        return needs_tokens and any(seat.returns_tokens for seat in self.seats)
+
+    def _leased(self, seat: Seat, split: Split) -> Lease:
+        self._watch(seat)
+        return Lease(seat, split, seat.breaker.epoch)
+
     def _free_seat(self, split: Split, needs_tokens: bool, home: Seat | None) -> Seat | None:
         seats = [seat for seat in self.seats if seat.returns_tokens or not needs_tokens]
         if home is None or not home.takes_requests:
@@ -198,6 +210,8 @@ class ServerPool:
 
     def _serve(self, seat: Seat) -> None:
         """Give the seat's free slots to those who wait."""
+        if not self.waiting:
+            return
         for split in Split:
             while not seat.occupancy(split).is_full:
                 line = self._next_line(seat, split)
