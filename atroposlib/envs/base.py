@@ -230,7 +230,7 @@ class BaseEnv(ABC):
             items,
             evaluate,
             journal_path=journal_path,
-            max_workers=self.config.max_eval_workers,
+            max_workers=self.config.max_eval_workers if self.config.max_eval_workers > 0 else max(1, len(items)),
             run_key=f"{self.server.servers[0].config.model_name} step {self.curr_step}",
         )
 

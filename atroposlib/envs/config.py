@@ -29,7 +29,9 @@ class BaseEnvConfig(BaseModel):
     max_num_workers_per_node: int = Field(
         default=DEFAULT_WORKERS_PER_SERVER, ge=1, description="Groups in flight for each inference server."
     )
-    max_eval_workers: int = Field(default=16, ge=1, description="Items that evaluate_items() evaluates at once.")
+    max_eval_workers: int = Field(
+        default=16, description="Items that evaluate_items() evaluates at once; 0 or less: all."
+    )
     max_token_length: int = Field(
         default=2048, ge=1, description="Tokens of the longest sequence this environment makes."
     )

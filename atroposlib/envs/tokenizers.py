@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ _GENERIC_CLASSES = {"TokenizersBackend", "PreTrainedTokenizerFast"}
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a folder or a Hugging Face name.
 
+    Its apply_chat_template returns plain token ids unless return_dict=True is asked for: so it was before transformers 5,
+    and environments count the ids of what it returns.
+
     transformers' AutoTokenizer imports torch where torch is installed (five seconds, 200 MB). A local folder whose
     tokenizer is of the generic class is read without it.
 
@@ -27,14 +30,20 @@ def load_tokenizer(name: str) -> Any:
         if _is_generic(Path(name)):
             from transformers import PreTrainedTokenizerFast
 
-            return PreTrainedTokenizerFast.from_pretrained(name)
+            return _with_plain_ids(PreTrainedTokenizerFast.from_pretrained(name))
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(name)
+        return _with_plain_ids(AutoTokenizer.from_pretrained(name))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot load the tokenizer {name!r}: {str(error).splitlines()[0]}; set --tokenizer_name to a folder or a model name"
         ) from error
+
+
+def _with_plain_ids(tokenizer: Any) -> Any:
+    # On the object, not in a subclass: pickling and save_pretrained go by the class.
+    tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, return_dict=False)
+    return tokenizer
 
 
 def _is_generic(folder: Path) -> bool:

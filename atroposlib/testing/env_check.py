@@ -14,6 +14,7 @@ from typing import Any
 
 from atroposlib.envs.base import BaseEnv
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
+from atroposlib.envs.teacher_distillation_env import build_env
 from atroposlib.testing.env_loading import load_env_class
 from atroposlib.testing.findings import CheckReport, EnvCheckError, Finding
 from atroposlib.testing.group_checks import Expected, check_group, completions_differ, scores_differ
@@ -126,7 +127,7 @@ class _Check:
     async def close(self) -> None:
         """Close the connections of every environment that was built."""
         for env in self._envs:
-            await env.server.close()
+            await env.aclose()
 
     async def _build(self) -> BaseEnv:
         async with self._stage("config_init"):
@@ -136,9 +137,16 @@ class _Check:
 
     async def _construct(self) -> BaseEnv:
         async with self._stage("constructor"):
-            env = self.env_cls(self._config, self._servers())
+            env = self._new_env()
             self._envs.append(env)
         return env
+
+    def _new_env(self) -> BaseEnv:
+        servers = self._servers(self._own_servers)
+        if not hasattr(self.env_cls, "teacher_namespace"):
+            return self.env_cls(self._config, servers)
+        teacher = self._servers([APIServerConfig(tokenizer_name=self._config.tokenizer_name or "none")])
+        return build_env(self.env_cls, self._config, servers, teacher)
 
     def _overrides(self, config: Any) -> dict[str, Any]:
         quiet = {
@@ -151,9 +159,9 @@ class _Check:
             quiet["tokenizer_name"] = self.options.tokenizer_name or _byte_tokenizer(self.folder)
         return {**quiet, **self.options.config}
 
-    def _servers(self) -> list[APIServerConfig]:
-        """As many as the environment wants, every one of them the mock."""
-        own = self._own_servers if isinstance(self._own_servers, list) else [self._own_servers]
+    def _servers(self, wanted: Any) -> list[APIServerConfig]:
+        """As many as are wanted, every one of them the mock."""
+        own = wanted if isinstance(wanted, list) else [wanted]
         mine = {"base_url": self.mock.url, "server_type": "vllm", "model_name": "mock", "api_key": "mock"}
         return [APIServerConfig.model_validate({**server.model_dump(), **mine}) for server in own]
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
+from atroposlib.envs.delivery import is_sft
 from atroposlib.testing.findings import Finding
-from atroposlib.type_definitions import MASKED
+from atroposlib.type_definitions import MASKED, ScoredDataGroup
 
 Group: TypeAlias = Mapping[str, Any]
 
@@ -73,7 +74,7 @@ def group_form(group: Any) -> Iterator[Finding]:
 def group_size(group: Group, expected: Expected) -> Iterator[Finding]:
     """As many sequences as group_size, or as the group's own override, says."""
     promised = (group.get("group_overrides") or {}).get("group_size", expected.group_size)
-    if len(group["tokens"]) != promised:
+    if len(group["tokens"]) != promised and not _is_supervised(group):
         yield _error(
             "group_size",
             f"a group has {len(group['tokens'])} sequences, group_size is {promised}; it will be dropped",
@@ -191,6 +192,8 @@ def scores_are_numbers(group: Group, expected: Expected) -> Iterator[Finding]:
 def logprobs_are_possible(group: Group, expected: Expected) -> Iterator[Finding]:
     """Sampled tokens carry the engine's logprobs: finite, at most 0."""
     rows = group.get("inference_logprobs")
+    if not rows and _is_supervised(group):
+        return
     if not rows:
         yield Finding(
             "logprobs_are_possible",
@@ -237,7 +240,7 @@ CONTENT_CHECKS: tuple[Callable[[Group, Expected], Iterator[Finding]], ...] = (
 
 def scores_differ(groups: Sequence[Group]) -> Iterator[Finding]:
     """Most groups hold different scores: groups of equal scores teach nothing."""
-    same = sum(len(set(group["scores"])) == 1 for group in groups)
+    same = sum(len(set(group["scores"])) == 1 and not _is_supervised(group) for group in groups)
     if groups and same / len(groups) >= SAME_SCORES_SHARE:
         yield Finding(
             "scores_differ",
@@ -258,6 +261,11 @@ def completions_differ(groups: Sequence[Group]) -> Iterator[Finding]:
             "every group holds one sequence over and over",
             "sample with a temperature above 0 and n=group_size; with --text the mock itself repeats: use --one-of",
         )
+
+
+def _is_supervised(group: Group) -> bool:
+    """Whether nobody sampled it, so that there are no logprobs and nothing to tell apart."""
+    return is_sft(cast(ScoredDataGroup, group))
 
 
 def _error(check: str, message: str, fix: str) -> Finding:
