@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import multiprocessing
 import os
@@ -29,6 +28,8 @@ import aiohttp
 import httpx
 from aiohttp import web
 
+from atroposlib.envs.event_loop import run_fast
+from atroposlib.envs.memory import settle_memory
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 from atroposlib.envs.server_handling.server_manager import ServerManager
 from atroposlib.envs.server_handling.vllm_server import VLLMServer
@@ -59,7 +60,7 @@ def main() -> None:
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(port, options.latency), daemon=True)
     server.start()
     try:
-        asyncio.run(compare(f"http://127.0.0.1:{port}/v1", options))
+        run_fast(compare(f"http://127.0.0.1:{port}/v1", options))
     finally:
         server.terminate()
         server.join()
@@ -145,9 +146,8 @@ async def timed(make: Callable[[str], Any], url: str, concurrency: int) -> tuple
     """
     async with make(url) as ask:
         await ask()
-        # What was imported and what the contender before left behind is collected on nobody's account.
-        gc.collect()
-        gc.freeze()
+        # As in `serve`; and what the contender before left behind is collected on nobody's account.
+        settle_memory()
         start, cpu_start = time.perf_counter(), time.process_time()
         await asyncio.gather(*(ask() for _ in range(concurrency)))
         return time.perf_counter() - start, time.process_time() - cpu_start

@@ -1,0 +1,5 @@
+"""Questions about small pictures."""
+
+from environments.multimodal.env import CountSquaresConfig, CountSquaresEnv
+
+__all__ = ["CountSquaresConfig", "CountSquaresEnv"]
