@@ -58,6 +58,9 @@ TOKEN_VARIABLE = "ATROPOS_TOKEN"
 EVENTS_SILENCE_S = 45.0
 """The server says something in a stream of events at least every 15 s; a stream silent for this long is dead."""
 
+REQUEST_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 5.0
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -252,14 +255,16 @@ class RolloutClient:
             await asyncio.sleep(pause_s)
 
     async def _get(self, path: str, answer: type[M]) -> M:
-        response = await self._send("GET", path, timeout_s=min(30.0, self.deadline_s))
+        response = await self._send("GET", path)
         return answer.model_validate_json(response.content)
 
-    async def _post(self, path: str, body: BaseModel, answer: type[M], *, timeout_s: float = 30.0) -> M:
+    async def _post(self, path: str, body: BaseModel, answer: type[M], *, timeout_s: float | None = None) -> M:
         response = await self._send("POST", path, json=body.model_dump(), timeout_s=timeout_s)
         return answer.model_validate_json(response.content)
 
-    async def _send(self, method: str, path: str, *, timeout_s: float = 30.0, **kwargs: Any) -> httpx.Response:
+    async def _send(self, method: str, path: str, *, timeout_s: float | None = None, **kwargs: Any) -> httpx.Response:
+        timeout_s = timeout_s or min(REQUEST_TIMEOUT_S, self.deadline_s)
+        # A long-poll may wait beyond the deadline: it is the server that waits then.
         end = time.monotonic() + max(self.deadline_s, timeout_s)
         pause_s, tries = 0.1, 0
         while True:
@@ -267,7 +272,7 @@ class RolloutClient:
             problem: str
             try:
                 response = await self._http.request(
-                    method, path, timeout=httpx.Timeout(timeout_s, connect=5.0), **kwargs
+                    method, path, timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)), **kwargs
                 )
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"

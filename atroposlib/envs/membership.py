@@ -8,7 +8,7 @@ import time
 from typing import Protocol
 
 from atroposlib.errors import NoRunError, ServerUnreachableError
-from atroposlib.wire.models import EnvInfo, EnvRequest, RunInfo
+from atroposlib.wire.models import OLD_RUN_PREFIX, EnvInfo, EnvRequest, RunInfo
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +16,6 @@ FIRST_PAUSE_S = 0.5
 MAX_PAUSE_S = 10.0
 QUIET_S = 60.0
 """A membership that lasted this long ended for a new reason: pauses start small again."""
-OLD_RUN_PREFIX = "atropos-"
-"""How the rollout server names runs that an old trainer opened by POST /register."""
 
 
 class Registrar(Protocol):

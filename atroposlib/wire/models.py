@@ -18,6 +18,10 @@ class WireModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
+OLD_RUN_PREFIX = "atropos-"
+"""Names of runs that a trainer of the old protocol opened by POST /register."""
+
+
 class RunRequest(WireModel):
     """A trainer opens a run, or takes over the run of the same name."""
 

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import Field
 
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, Message, ScoredDataGroup
-from environments.rows import held_out, load_rows, shuffled_forever
 from environments.gsm8k.grading import grade
+from environments.rows import held_out, load_rows, shuffled_forever
 
 SAMPLE = Path(__file__).parent / "data" / "problems.jsonl"
 SYSTEM = (

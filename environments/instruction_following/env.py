@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, Message, ScoredDataGroup
-from environments.rows import held_out, load_rows, shuffled_forever
 from environments.instruction_following.constraints import Constraint, is_met, validated
+from environments.rows import held_out, load_rows, shuffled_forever
 
 SAMPLE = Path(__file__).parent / "data" / "instructions.jsonl"
 FIELDS = {"prompt": str, "constraints": list}

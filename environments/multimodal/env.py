@@ -15,9 +15,9 @@ from pydantic import Field
 
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, Message, ScoredDataGroup
 from atroposlib.errors import ConfigError
-from environments.rows import held_out, load_rows, shuffled_forever
 from environments.multimodal.chat_tokens import ASK_FOR_TOKENS, ChatSample, chat_samples
 from environments.multimodal.pictures import CELLS, COLOURS, data_url, draw_squares
+from environments.rows import held_out, load_rows, shuffled_forever
 
 SAMPLE = Path(__file__).parent / "data" / "pictures.jsonl"
 MODEL = "Qwen/Qwen2-VL-2B-Instruct"

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, Message, ScoredDataGroup, ScoredDataItem
 from atroposlib.errors import ConfigError
-from environments.rows import load_rows
 from environments.number_game.credit import centred, returns_to_go, spread
 from environments.number_game.game import Game, new_game, play
+from environments.rows import load_rows
 
 HELDOUT = Path(__file__).parent / "data" / "heldout.jsonl"
 RULES = (

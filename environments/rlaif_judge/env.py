@@ -22,9 +22,9 @@ from atroposlib.envs.base import (
     ServerManager,
 )
 from atroposlib.errors import RolloutError
-from environments.rows import held_out, load_rows, shuffled_forever
 from environments.rlaif_judge.judge import Judge
 from environments.rlaif_judge.ranking import ring, win_shares
+from environments.rows import held_out, load_rows, shuffled_forever
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,12 @@ import uuid
 from collections.abc import Sequence
 
 from atroposlib.errors import NoRunError
-from atroposlib.wire.models import EnvRequest, EnvStatus, NackRequest, RunInfo, RunRequest
+from atroposlib.wire.models import OLD_RUN_PREFIX, EnvRequest, EnvStatus, NackRequest, RunInfo, RunRequest
 from rollout_server.compat.messages import NAME_CHARACTERS, UNLIMITED_STEPS, RegisterEnv, Registration
 from rollout_server.compat.state import LegacyState
 from rollout_server.compat.status_env import MIN_WEIGHT
 from rollout_server.stores.base import Store
 
-RUN_PREFIX = "atropos-"
-"""Names of runs that were opened by POST /register."""
 ALIVE_S = 10.0
 """Old environments ask for their status many times a second; one that was silent for this long is not carried over."""
 
@@ -28,7 +26,7 @@ async def run_or_none(store: Store) -> RunInfo | None:
 
 def is_legacy(run: RunInfo) -> bool:
     """Whether an old trainer owns the run."""
-    return run.request.run_name.startswith(RUN_PREFIX)
+    return run.request.run_name.startswith(OLD_RUN_PREFIX)
 
 
 async def register_trainer(store: Store, state: LegacyState, registration: Registration) -> RunInfo:
@@ -103,7 +101,7 @@ async def _begin(store: Store, state: LegacyState, registration: Registration) -
     """A new run; the open one is archived. Environments that live on keep their env_ids."""
     status = await store.status()
     carried = carried_over(status.envs) if status.run_id is not None else state.carried_envs
-    run_name = f"{RUN_PREFIX}{uuid.uuid4().hex[:12]}"
+    run_name = f"{OLD_RUN_PREFIX}{uuid.uuid4().hex[:12]}"
     start_step = max(registration.starting_step, 0)
     run = await store.open_run(run_request(run_name, registration, start_step=start_step))
     state.carried_envs = []

@@ -287,7 +287,9 @@ class RunState:
         if run.policy_version < 0:
             return False
         left = max(0, run.request.num_steps - run.next_step) * run.request.batch_size
-        if self.queue.sequences + self.flight.sequences + sequences > left:
+        places = left - self.queue.sequences - self.flight.sequences
+        # Groups may come smaller than promised: the last places are given to one group at a time, even if it is too large.
+        if places <= 0 or (places < sequences and self.flight.sequences > 0):
             return False  # the queue and the groups in flight already fill every step that is left
         bound = self.bound()
         if not fits(bound, self._pending(), version=run.policy_version, sequences=sequences):

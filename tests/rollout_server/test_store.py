@@ -486,6 +486,19 @@ class TestTickets:
 
         assert await tickets(store, env.session) == []
 
+    async def test_the_last_places_go_to_one_group_at_a_time_even_if_it_promises_more(self, store: Store) -> None:
+        """Groups come smaller than promised at times: nobody else would ever fill what is left."""
+        trainer, env = await started(store, batch_size=5, max_staleness=3, num_steps=1)
+        [first, second] = await tickets(store, env, 2)
+        await post(store, [first, second])  # 4 of 5 sequences
+
+        [last] = await tickets(store, env, 2)
+        assert await tickets(store, env, 2) == []
+        await post(store, [last], n=1)
+
+        assert len(await held(store, 0, trainer)) == 3
+        assert await tickets(store, env, 2) == []
+
     async def test_tickets_end_with_the_last_step(self, store: Store) -> None:
         trainer, env = await started(store, batch_size=4, max_staleness=3, num_steps=1)
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
+from atroposlib.errors import ConfigError
+
 EFFORT_TO_MAX_TOKENS = {"none": 1024, "minimal": 3200, "low": 6400, "medium": 16000, "high": 25600, "xhigh": 30400}
 VALID_REASONING_EFFORTS = tuple(EFFORT_TO_MAX_TOKENS)
+
+
+class ReasoningEffortError(ConfigError, ValueError):
+    """A reasoning effort that nobody knows."""
 
 
 @dataclass
@@ -21,7 +27,7 @@ class ReasoningConfig:
 
     def __post_init__(self) -> None:
         if self.effort is not None and self.effort not in VALID_REASONING_EFFORTS:
-            raise ValueError(
+            raise ReasoningEffortError(
                 f"Invalid reasoning_effort {self.effort!r}; it is one of {', '.join(VALID_REASONING_EFFORTS)}"
             )
         self.enabled = self.enabled or self.effort is not None or self.max_tokens is not None

@@ -39,10 +39,12 @@ local function groups_free(run, env)
     return 0 -- before the first publication nobody knows what the inference servers run
   end
   local left = math.max(0, run.num_steps - run.next_step) * run.batch_size
-  local room = math.min(
-    left - number('totals', 'queue_sequences') - number('totals', 'in_flight'),
-    room_for(run, numbers('pending'), run.policy_version)
-  )
+  local in_flight = number('totals', 'in_flight')
+  local places = left - number('totals', 'queue_sequences') - in_flight
+  if places > 0 and places < request.sequences and in_flight == 0 then
+    places = request.sequences -- groups may come smaller than promised: the last places are given to one at a time
+  end
+  local room = math.min(places, room_for(run, numbers('pending'), run.policy_version))
   local limit = limit_beside_others(run, env)
   if limit then
     room = math.min(room, limit - env.in_flight - number('env_queue', env.env_id .. ':sequences'))
