@@ -52,8 +52,6 @@ class Style:
     flags: tuple[str, ...] = ()
     """Added in every mode; ENGINE stands for the inference server's URL, TOKENIZER for the tokenizer's folder."""
     wandb_project: str | None = None
-    num_steps: int = STEPS
-    """Of the run; where it has more than the trainers take, the environment is ended by SIGTERM."""
 
 
 @dataclass
@@ -130,7 +128,7 @@ class World:
             self._start(style, folder, "process", "process", to_process, self.engine_url),
             self._start(style, folder, "evaluate", "evaluate", (), self.engine_url),
         ]
-        trainer = threading.Thread(target=self._train_natively, args=(style, life, processes[0]))
+        trainer = threading.Thread(target=self._train_natively, args=(style, life))
         trainer.start()
         try:
             self._train_as_of_old(style, life, processes[1])
@@ -158,14 +156,14 @@ class World:
             popen = subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log, env=variables)
         return Process(name, folder, popen)
 
-    def _train_natively(self, style: Style, life: Life, env: Process) -> None:
+    def _train_natively(self, style: Style, life: Life) -> None:
         """Lease and acknowledge STEPS batches."""
 
         async def train() -> None:
             request = RunRequest(
                 run_name=style.script,
                 batch_size=style.batch_size,
-                num_steps=style.num_steps,
+                num_steps=STEPS,
                 checkpoint_dir=str(life.folder / "checkpoints"),
                 save_checkpoint_interval=1,
                 wandb_project=style.wandb_project,
@@ -178,15 +176,13 @@ class World:
                     await client.ack(step, session=run.session, policy_version=None)
 
         asyncio.run(train())
-        if style.num_steps > STEPS:
-            env.popen.terminate()
 
     def _train_as_of_old(self, style: Style, life: Life, env: Process) -> None:
         """POST /register once, then GET /batch again and again, until the environment ends: nothing else."""
         registration = {
             "wandb_group": "", "wandb_project": style.wandb_project or "", "batch_size": style.batch_size,
             "max_token_len": 512, "checkpoint_dir": str(life.folder / "old-checkpoints"),
-            "save_checkpoint_interval": 1, "starting_step": 0, "num_steps": style.num_steps,
+            "save_checkpoint_interval": 1, "starting_step": 0, "num_steps": STEPS,
         }  # fmt: skip
         with httpx.Client(base_url=self.old_url, timeout=10) as http:
             assert "uuid" in http.post("/register", json=registration).json()
@@ -198,8 +194,6 @@ class World:
                     continue
                 life.old_groups += batch
                 life.old_batch_sizes.append(sum(len(group["tokens"]) for group in batch))
-                if style.num_steps > STEPS and len(life.old_batch_sizes) == STEPS:
-                    env.popen.terminate()
 
 
 @dataclass(frozen=True)
