@@ -28,11 +28,11 @@ import aiohttp
 import httpx
 from aiohttp import web
 
-from atroposlib.envs.event_loop import run_fast
-from atroposlib.envs.memory import settle_memory
+from atroposlib.envs.command_line.event_loop import run_fast
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 from atroposlib.envs.server_handling.server_manager import ServerManager
 from atroposlib.envs.server_handling.vllm_server import VLLMServer
+from atroposlib.envs.serving.memory import settle_memory
 
 MODEL = "mock"
 MESSAGES = [{"role": "user", "content": "How many apples are left? " * 20}]

@@ -17,10 +17,10 @@ import time
 from typing import Any
 
 from atroposlib.client import RolloutClient
-from atroposlib.envs.courier import Courier
-from atroposlib.envs.delivery import wire_group
-from atroposlib.envs.event_loop import run_fast
-from atroposlib.envs.membership import Membership
+from atroposlib.envs.command_line.event_loop import run_fast
+from atroposlib.envs.serving.courier import Courier
+from atroposlib.envs.serving.delivery import wire_group
+from atroposlib.envs.serving.membership import Membership
 from atroposlib.wire.columns import new_group_id
 from atroposlib.wire.models import EnvRequest, RunRequest
 from benchmarks.peers import peer_python

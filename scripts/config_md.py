@@ -21,8 +21,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from transformers import TrainingArguments
 
+from atroposlib.envs.command_line.options import RootOptions
 from atroposlib.envs.config import BaseEnvConfig
-from atroposlib.envs.options import RootOptions
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 from atroposlib.envs.server_handling.server_manager import ServerManagerConfig
 from atroposlib.envs.teacher_distillation_env import TeacherDistillationConfig
@@ -73,7 +73,7 @@ def sections() -> Iterator[str]:
     )
     yield _section(
         "Environment: teacher distillation",
-        "Environments that derive from `TeacherDistillationEnv`; the teacher's servers are `--teacher.*`, with the options of the inference client",
+        "Environments that derive from `TeacherDistillationEnv`; the teacher's servers are `--teacher.*`, options as below",
         _model_rows(TeacherDistillationConfig, BaseEnvConfig),
     )
     yield _section("Environment: chain_sum", _first_line(ChainSumConfig), _model_rows(ChainSumConfig, BaseEnvConfig))

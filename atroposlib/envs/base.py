@@ -12,24 +12,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from atroposlib.envs import sending, wandb_logging
+from atroposlib.envs import wandb_logging
 from atroposlib.envs.blocking import BlockingPool
 from atroposlib.envs.checkpoints import load_state, save_state
 from atroposlib.envs.config import BaseEnvConfig
-from atroposlib.envs.delivery import drop_reason
 from atroposlib.envs.eval_handling import EvalHandlingEnum, last_crossed
 from atroposlib.envs.eval_items import evaluate_items
 from atroposlib.envs.evaluation import print_metrics, write_evaluation
-from atroposlib.envs.grouping import collect_group
-from atroposlib.envs.groups_file import GroupsFile
 from atroposlib.envs.metrics import completion_lengths, length_metrics, server_metrics, timing_metrics, with_prefix
 from atroposlib.envs.rollouts import Reward, rollout_group, sample_texts
-from atroposlib.envs.run_link import RunLink
-from atroposlib.envs.run_status import StatusDict, derived_batch_size
+from atroposlib.envs.server_handling.engines.reasoning import ReasoningConfig
 from atroposlib.envs.server_handling.managed_server import SequenceNode
-from atroposlib.envs.server_handling.reasoning import ReasoningConfig
 from atroposlib.envs.server_handling.server_baseline import APIServer, APIServerConfig, ServerBaseline
 from atroposlib.envs.server_handling.server_manager import ServerManager, ServerManagerConfig
+from atroposlib.envs.serving import sending
+from atroposlib.envs.serving.delivery import drop_reason
+from atroposlib.envs.serving.grouping import collect_group
+from atroposlib.envs.serving.groups_file import GroupsFile
+from atroposlib.envs.serving.run_link import RunLink
+from atroposlib.envs.serving.run_status import StatusDict, derived_batch_size
 from atroposlib.envs.tokenizers import load_tokenizer
 from atroposlib.errors import ConfigError, RolloutDeadlineError
 from atroposlib.type_definitions import MASKED, UUID, Item, Message, ScoredDataGroup, ScoredDataItem
@@ -488,13 +489,13 @@ class BaseEnv(ABC):
 
     async def env_manager(self) -> None:
         """Collect for a trainer until the run is finished: what `serve` runs."""
-        from atroposlib.envs.serving import serve
+        from atroposlib.envs.serving.serve import serve
 
         await serve(self)
 
     async def process_manager(self) -> None:
         """Write total_steps groups to the groups file, with no rollout server: what `process` runs."""
-        from atroposlib.envs.process import process
+        from atroposlib.envs.processing.process import process
 
         await process(self, Path(self.config.data_path_to_save_groups or f"data/{self.name or 'groups'}.jsonl"))
 
@@ -558,7 +559,7 @@ class BaseEnv(ABC):
 
 
 def _command_class(env_cls: type[BaseEnv], mode: str) -> type:
-    from atroposlib.envs.commands import command_class
+    from atroposlib.envs.command_line.commands import command_class
 
     return command_class(env_cls, mode)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from atroposlib.envs.base import BaseEnv
-from atroposlib.envs.commands import overridden_command, parse_command
-from atroposlib.envs.help_text import command_help, help_text, usage
-from atroposlib.envs.launching import complain, launch, mode_defaults
-from atroposlib.envs.options import Defaults, resolve
-from atroposlib.envs.usage import UsageError
+from atroposlib.envs.command_line.commands import overridden_command, parse_command
+from atroposlib.envs.command_line.help_text import command_help, help_text, usage
+from atroposlib.envs.command_line.launching import complain, launch, mode_defaults
+from atroposlib.envs.command_line.options import Defaults, resolve
+from atroposlib.envs.command_line.usage import UsageError
 from atroposlib.errors import ConfigError
 
 MODES = {

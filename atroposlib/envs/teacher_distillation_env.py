@@ -12,11 +12,11 @@ from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 from pydantic import Field
 
 from atroposlib.envs.base import BaseEnv, BaseEnvConfig
-from atroposlib.envs.delivery import drop_reason
-from atroposlib.envs.sending import as_groups
-from atroposlib.envs.server_choice import resolve_servers
+from atroposlib.envs.command_line.server_choice import resolve_servers
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig, ServerBaseline
 from atroposlib.envs.server_handling.server_manager import ServerManager
+from atroposlib.envs.serving.delivery import drop_reason
+from atroposlib.envs.serving.sending import as_groups
 from atroposlib.envs.tokenizers import load_tokenizer
 from atroposlib.errors import ConfigError, ModelServerError
 from atroposlib.type_definitions import ScoredDataGroup

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, TypeAlias, cast
 
-from atroposlib.envs.delivery import is_sft
+from atroposlib.envs.serving.delivery import is_sft
 from atroposlib.testing.findings import Finding
 from atroposlib.type_definitions import MASKED, ScoredDataGroup
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from atroposlib.client import RolloutClient
 from atroposlib.envs.base import APIServerConfig, BaseEnv
-from atroposlib.envs.process import process
-from atroposlib.envs.serving import serve
+from atroposlib.envs.processing.process import process
+from atroposlib.envs.serving.serve import serve
 from atroposlib.testing import check_env
 from atroposlib.testing.mock.policies import Policy, Prompt, PromptFunction
 from atroposlib.testing.mock_inference import MockInferenceServer

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atroposlib.envs import tokenizers
-from atroposlib.envs.process_limits import ProcessFailedError
+from atroposlib.envs.processing.limits import ProcessFailedError
 from atroposlib.errors import ConfigError, RolloutError
 from atroposlib.testing.mock.policies import Prompt, PromptFunction
 from environments.multimodal import CountSquaresEnv

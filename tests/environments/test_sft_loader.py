@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from atroposlib.envs.base import APIServerConfig
-from atroposlib.envs.delivery import drop_reason, is_sft
+from atroposlib.envs.serving.delivery import drop_reason, is_sft
 from atroposlib.errors import ConfigError
 from atroposlib.testing.byte_tokenizer import byte_tokenizer
 from atroposlib.testing.mock.policies import as_policy

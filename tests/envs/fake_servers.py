@@ -9,8 +9,8 @@ from typing import Any
 from openai.types import Completion, CompletionUsage
 from openai.types.chat import ChatCompletion
 
-from atroposlib.envs.server_handling.engine_load import EngineLoad
-from atroposlib.envs.server_handling.samples import TokenCompletion, TokenSamples
+from atroposlib.envs.server_handling.engines.engine_load import EngineLoad
+from atroposlib.envs.server_handling.engines.samples import TokenCompletion, TokenSamples
 from atroposlib.envs.server_handling.server_baseline import APIServer, APIServerConfig
 from atroposlib.envs.server_handling.server_manager import ServerManager
 from atroposlib.errors import ModelServerError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from atroposlib.envs.server_handling.samples import TokenCompletion, TokenSamples
+from atroposlib.envs.server_handling.engines.samples import TokenCompletion, TokenSamples
 
 EOS = 2
 VERSION = 7

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atroposlib.envs.server_handling.adaptive_concurrency import Concurrency, adapt
-from atroposlib.envs.server_handling.engine_load import EngineLoad
+from atroposlib.envs.server_handling.engines.engine_load import EngineLoad
+from atroposlib.envs.server_handling.pool.adaptive_concurrency import Concurrency, adapt
 
 CEILING = 512
 loads = st.builds(EngineLoad, running=st.integers(0, 600), waiting=st.integers(0, 600), kv_cache_usage=st.floats(0, 1))

@@ -10,8 +10,8 @@ from typing import Any
 
 from atroposlib.client import RolloutClient
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig
-from atroposlib.envs.records import RunRecords
-from atroposlib.envs.runner import EnvRunner
+from atroposlib.envs.serving.records import RunRecords
+from atroposlib.envs.serving.runner import EnvRunner
 from atroposlib.testing.mock_inference import MockInferenceServer
 from atroposlib.wire.columns import Group
 from atroposlib.wire.models import RunRequest

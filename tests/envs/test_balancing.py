@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atroposlib.envs.server_handling.balancing import (
+from atroposlib.envs.server_handling.pool.balancing import (
     SPARE_BELOW,
     Occupancy,
     home_of_session,

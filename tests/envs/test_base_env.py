@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from atroposlib.envs import base, group_work, membership, runner
+from atroposlib.envs import base
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, EvalHandlingEnum
-from atroposlib.envs.records import RunRecords
-from atroposlib.envs.runner import EnvRunner
+from atroposlib.envs.serving import group_work, membership, runner
+from atroposlib.envs.serving.records import RunRecords
+from atroposlib.envs.serving.runner import EnvRunner
 from atroposlib.errors import ConfigError, RolloutDeadlineError, RolloutError
 from atroposlib.wire.models import Status
 from tests.envs.fakes import CountingEnv, FakeRolloutServer, a_scored_group

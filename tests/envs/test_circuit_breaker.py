@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from atroposlib.envs.server_handling.circuit_breaker import (
+from atroposlib.envs.server_handling.pool.circuit_breaker import (
     FAILURES_TO_OPEN,
     LONGEST_PAUSE_S,
     PROBATION_S,
@@ -14,7 +14,7 @@ from atroposlib.envs.server_handling.circuit_breaker import (
     CircuitBreaker,
     trial_slots,
 )
-from atroposlib.envs.server_handling.retry_budget import RETRIES_PER_REQUEST, RETRIES_PER_S, RetryBudget
+from atroposlib.envs.server_handling.pool.retry_budget import RETRIES_PER_REQUEST, RETRIES_PER_S, RetryBudget
 
 
 class Clock:

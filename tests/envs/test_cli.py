@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, ServerBaseline
 from atroposlib.envs.cli import main
-from atroposlib.envs.commands import command_class
-from atroposlib.envs.launching import build, mode_defaults
-from atroposlib.envs.options import UsageError, resolve
+from atroposlib.envs.command_line.commands import command_class
+from atroposlib.envs.command_line.launching import build, mode_defaults
+from atroposlib.envs.command_line.options import UsageError, resolve
 from atroposlib.envs.server_handling.server_manager import server_list
 from atroposlib.errors import AtroposError
 from tests.envs.fakes import a_scored_group

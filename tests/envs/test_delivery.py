@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from atroposlib.envs.base import BaseEnvConfig
-from atroposlib.envs.delivery import drop_reason, wire_group
-from atroposlib.envs.grouping import merge_trajectories
-from atroposlib.envs.server_handling.provenance import Origin, remember, remember_origins
+from atroposlib.envs.server_handling.sessions.provenance import Origin, remember, remember_origins
+from atroposlib.envs.serving.delivery import drop_reason, wire_group
+from atroposlib.envs.serving.grouping import merge_trajectories
 from atroposlib.errors import GroupFormatError
 from atroposlib.type_definitions import ScoredDataGroup
 from atroposlib.wire.columns import Group

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from atroposlib.envs.server_handling.request_stats import percentile
+from atroposlib.envs.server_handling.engines.request_stats import percentile
 from atroposlib.envs.server_handling.server_baseline import APIServer, APIServerConfig
 from atroposlib.errors import ModelServerError, RolloutError
 

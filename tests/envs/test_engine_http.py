@@ -10,7 +10,12 @@ import aiohttp
 import numpy as np
 import pytest
 
-from atroposlib.envs.server_handling.http_client import EngineHttp, HttpAnswer, is_infrastructure_failure, proxy_for
+from atroposlib.envs.server_handling.engines.http_client import (
+    EngineHttp,
+    HttpAnswer,
+    is_infrastructure_failure,
+    proxy_for,
+)
 from atroposlib.errors import ConfigError, ModelServerError, RolloutError
 from tests.envs.engine_fakes import FakeEngine
 

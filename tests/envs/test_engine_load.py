@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atroposlib.envs.server_handling.engine_load import EngineLoad, parse_engine_load
+from atroposlib.envs.server_handling.engines.engine_load import EngineLoad, parse_engine_load
 
 VLLM = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from atroposlib.envs.server_handling.engine_load import EngineLoad
+from atroposlib.envs.server_handling.engines.engine_load import EngineLoad
 from atroposlib.envs.server_handling.openai_server import OpenAIServer, request_body, resolve_openai_configs
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig, ReasoningConfig
 from atroposlib.errors import ConfigError, ModelServerError, RolloutError

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atroposlib.envs.server_handling.adaptive_semaphore import AsyncSemWithAdaptiveWeight
+from atroposlib.envs.server_handling.engines.adaptive_semaphore import AsyncSemWithAdaptiveWeight
 
 
 async def usable(sem: AsyncSemWithAdaptiveWeight) -> int:

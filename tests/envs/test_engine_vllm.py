@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from atroposlib.envs.server_handling.prompt_logprobs import vllm_positions
+from atroposlib.envs.server_handling.engines.prompt_logprobs import vllm_positions
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 from atroposlib.envs.server_handling.vllm_server import VLLMServer
 from atroposlib.errors import ConfigError, ModelServerError, PromptLogprobsError

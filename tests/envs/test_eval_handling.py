@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atroposlib.envs.eval_handling import EvalHandlingEnum, last_crossed, training_limit
-from atroposlib.envs.run_status import derived_batch_size, offpolicy_limit, status_dict
+from atroposlib.envs.serving.run_status import derived_batch_size, offpolicy_limit, status_dict
 from atroposlib.wire.models import EnvStatus, Status
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from atroposlib.envs.server_handling.managed_server import DummyManagedServer, ManagedServer, ManagedServerAdapter
-from atroposlib.envs.server_handling.openai_answers import chat_answer, chat_choice, completion_answer
+from atroposlib.envs.server_handling.sessions.openai_answers import chat_answer, chat_choice, completion_answer
 from tests.envs.session_fakes import ScriptedServer
 
 USER = {"role": "user", "content": "hi"}

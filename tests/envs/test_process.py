@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atroposlib.envs.process import process
-from atroposlib.envs.process_limits import (
+from atroposlib.envs.processing.limits import (
     MAX_EMPTY_IN_A_ROW,
     MAX_ERRORS_AT_START,
     MAX_ERRORS_IN_A_ROW,
     FailureLimit,
     ProcessFailedError,
 )
-from atroposlib.envs.process_resume import ProcessOutput, journal_of, recover, whole_items
+from atroposlib.envs.processing.process import process
+from atroposlib.envs.processing.resume import ProcessOutput, journal_of, recover, whole_items
 from atroposlib.errors import ConfigError, RolloutError
 from tests.envs.fakes import CountingEnv, a_scored_group
 

@@ -16,9 +16,9 @@ import pytest
 import uvicorn
 
 from atroposlib.envs.server_handling.managed_server_proxy import create_app, main, openai_error
+from atroposlib.envs.server_handling.proxy.requests import ProxyConfig
+from atroposlib.envs.server_handling.proxy.sessions import ProxySessions
 from atroposlib.envs.server_handling.proxy_client import ProxyManagedServer, create_proxy_session
-from atroposlib.envs.server_handling.proxy_requests import ProxyConfig
-from atroposlib.envs.server_handling.proxy_sessions import ProxySessions
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 from atroposlib.envs.server_handling.server_manager import ServerManager
 from atroposlib.errors import ConfigError, ModelServerError, RolloutError, UnknownSessionError

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from atroposlib.envs.server_handling.reasoning import EFFORT_TO_MAX_TOKENS, inject_reasoning
+from atroposlib.envs.server_handling.engines.reasoning import EFFORT_TO_MAX_TOKENS, inject_reasoning
 from atroposlib.envs.server_handling.server_baseline import VALID_REASONING_EFFORTS, ReasoningConfig
 
 OPENAI = "https://api.openai.com/v1"

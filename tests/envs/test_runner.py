@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from atroposlib.envs import group_work, membership, runner
-from atroposlib.envs.records import RunRecords
-from atroposlib.envs.runner import EnvRunner
+from atroposlib.envs.serving import group_work, membership, runner
+from atroposlib.envs.serving.records import RunRecords
+from atroposlib.envs.serving.runner import EnvRunner
 from atroposlib.errors import AtroposError, GroupFormatError, RolloutError, ServerUnreachableError
 from atroposlib.wire.columns import Group
 from atroposlib.wire.models import GroupResult

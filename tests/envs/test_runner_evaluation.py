@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from atroposlib.envs import runner
-from atroposlib.envs.records import RunRecords
-from atroposlib.envs.runner import EnvRunner
+from atroposlib.envs.serving import runner
+from atroposlib.envs.serving.records import RunRecords
+from atroposlib.envs.serving.runner import EnvRunner
 from tests.envs.fakes import CountingEnv, FakeRolloutServer, a_scored_group
 
 MakeEnv = Callable[..., CountingEnv]

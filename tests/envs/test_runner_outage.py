@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from atroposlib.client import RolloutClient
-from atroposlib.envs import courier, membership
-from atroposlib.envs.records import RunRecords
-from atroposlib.envs.runner import EnvRunner
-from atroposlib.envs.serving import EnvClient
-from atroposlib.envs.spool import Spool
+from atroposlib.envs.serving import courier, membership
+from atroposlib.envs.serving.records import RunRecords
+from atroposlib.envs.serving.runner import EnvRunner
+from atroposlib.envs.serving.serve import EnvClient
+from atroposlib.envs.serving.spool import Spool
 from atroposlib.errors import NoRunError
 from atroposlib.testing.mock_inference import MockInferenceServer
 from atroposlib.wire.columns import Group, decode_groups
@@ -186,7 +186,7 @@ RUN = RunRequest(run_name="r", batch_size=8, max_staleness=2, num_steps=6, group
 
 ENV_SCRIPT = """
 import sys
-from atroposlib.envs import courier
+from atroposlib.envs.serving import courier
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig
 
 courier.SPOOL_AFTER_S = 0.05

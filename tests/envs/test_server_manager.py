@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from atroposlib.envs.base import APIServerConfig, ServerBaseline
-from atroposlib.envs.server_handling.samples import merge_runs, version_runs
+from atroposlib.envs.server_handling.engines.samples import merge_runs, version_runs
 from atroposlib.envs.server_handling.server_manager import ServerManager, server_list
 from atroposlib.envs.server_handling.vllm_server import sampling_params
 from atroposlib.errors import ConfigError, ModelServerError, RolloutError

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atroposlib.envs.server_handling import engine_watch
-from atroposlib.envs.server_handling.engine_load import EngineLoad
-from atroposlib.envs.server_handling.seat import Split
+from atroposlib.envs.server_handling.engines.engine_load import EngineLoad
+from atroposlib.envs.server_handling.pool import engine_watch
+from atroposlib.envs.server_handling.pool.seat import Split
+from atroposlib.envs.server_handling.pool.server_pool import Lease, ServerPool
+from atroposlib.envs.server_handling.pool.version_bounds import oldest
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 from atroposlib.envs.server_handling.server_manager import ServerManager
-from atroposlib.envs.server_handling.server_pool import Lease, ServerPool
-from atroposlib.envs.server_handling.version_bounds import oldest
 from atroposlib.errors import ConfigError, ModelServerError
 from tests.envs.fake_servers import a_pool, until
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from atroposlib.envs.server_handling import circuit_breaker, retry_budget, routing, server_recovery
-from atroposlib.envs.server_handling.seat import Split
+from atroposlib.envs.server_handling.pool import circuit_breaker, retry_budget, routing, server_recovery
+from atroposlib.envs.server_handling.pool.seat import Split
+from atroposlib.envs.server_handling.pool.waiting_line import Line, Waiter
 from atroposlib.envs.server_handling.server_manager import ServerManager
-from atroposlib.envs.server_handling.waiting_line import Line, Waiter
 from atroposlib.errors import ModelServerError, RolloutError
 from tests.envs.fake_servers import FAILED, TextServer, a_pool, until
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atroposlib.envs.server_handling.pool.server_configs import at_url, server_list, with_address
+from atroposlib.envs.server_handling.pool.slurm import expand_nodelist, hostnames, slurm_urls
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig, ServerBaseline
-from atroposlib.envs.server_handling.server_configs import at_url, server_list, with_address
-from atroposlib.envs.server_handling.slurm import expand_nodelist, hostnames, slurm_urls
 from atroposlib.errors import ConfigError
 
 JOB = {"SLURM_JOB_NODELIST": "gpu[1-3]", "NUM_TRAINING_NODES": "1"}

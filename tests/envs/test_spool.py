@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from atroposlib.envs.delivery import wire_group
-from atroposlib.envs.spool import Spool
+from atroposlib.envs.serving.delivery import wire_group
+from atroposlib.envs.serving.spool import Spool
 from atroposlib.errors import SpoolError
 from atroposlib.wire.columns import Group, encode_group
 from tests.envs.fakes import a_scored_group
@@ -214,7 +214,7 @@ def test_a_failed_write_leaves_the_file_as_it_was(
             raise error
         flush(number)
 
-    monkeypatch.setattr("atroposlib.envs.spool.os.fsync", full_once)
+    monkeypatch.setattr("atroposlib.envs.serving.spool.os.fsync", full_once)
     with pytest.raises(OSError, match="No space"):
         spool.keep(a_group("b"))
 

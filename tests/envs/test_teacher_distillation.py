@@ -11,7 +11,7 @@ import pytest
 
 from atroposlib.envs import teacher_distillation_env
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, ServerBaseline
-from atroposlib.envs.delivery import wire_group
+from atroposlib.envs.serving.delivery import wire_group
 from atroposlib.envs.teacher_distillation_env import (
     TeacherDistillationConfig,
     TeacherDistillationEnv,

@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from atroposlib.envs.server_handling.chat_messages import has_reply, plain_messages, with_parsed_arguments
-from atroposlib.envs.server_handling.dummy_managed_server import DummyManagedServer
-from atroposlib.envs.server_handling.managed_server_adapter import ManagedServerAdapter
-from atroposlib.envs.server_handling.prompt_tokens import Prompt, prompt_ids, server_tokenizer
-from atroposlib.envs.server_handling.provenance import Origin, remember
-from atroposlib.envs.server_handling.reply_text import reply_text
-from atroposlib.envs.server_handling.samples import TokenCompletion, TokenSamples
-from atroposlib.envs.server_handling.sequence_node import EMPTY, UNSAMPLED_LOGPROB, SequenceNode, grow
-from atroposlib.envs.server_handling.session_tree import node_to_extend, place
-from atroposlib.envs.server_handling.think_blocks import HiddenText, opened_think_block
-from atroposlib.envs.server_handling.token_source import TokenServer, sample_tokens
+from atroposlib.envs.server_handling.engines.samples import TokenCompletion, TokenSamples
+from atroposlib.envs.server_handling.sessions.chat_messages import has_reply, plain_messages, with_parsed_arguments
+from atroposlib.envs.server_handling.sessions.dummy_managed_server import DummyManagedServer
+from atroposlib.envs.server_handling.sessions.managed_server_adapter import ManagedServerAdapter
+from atroposlib.envs.server_handling.sessions.prompt_tokens import Prompt, prompt_ids, server_tokenizer
+from atroposlib.envs.server_handling.sessions.provenance import Origin, remember
+from atroposlib.envs.server_handling.sessions.reply_text import reply_text
+from atroposlib.envs.server_handling.sessions.sequence_node import EMPTY, UNSAMPLED_LOGPROB, SequenceNode, grow
+from atroposlib.envs.server_handling.sessions.session_tree import node_to_extend, place
+from atroposlib.envs.server_handling.sessions.think_blocks import HiddenText, opened_think_block
+from atroposlib.envs.server_handling.sessions.token_source import TokenServer, sample_tokens
 from atroposlib.envs.server_handling.tool_call_translator import ToolCallTranslator, call_as_dict
 from atroposlib.errors import ConfigError
 
@@ -99,7 +99,7 @@ class ManagedServer:
             NotImplementedError: the server does not return token ids.
             RolloutError: the server failed.
         """
-        from atroposlib.envs.server_handling.openai_answers import chat_answer, chat_choice
+        from atroposlib.envs.server_handling.sessions.openai_answers import chat_answer, chat_choice
 
         tool_choice, tools = kwargs.pop("tool_choice", None), kwargs.pop("tools", None)
         prompt = self._chat_prompt(kwargs.pop("messages"), tools=tools, tool_choice=tool_choice)
@@ -112,7 +112,7 @@ class ManagedServer:
 
     async def completion(self, **kwargs: Any) -> Completion:
         """Continue a text; the answer is the openai package's object, its choices in the order of the new nodes."""
-        from atroposlib.envs.server_handling.openai_answers import completion_answer
+        from atroposlib.envs.server_handling.sessions.openai_answers import completion_answer
 
         kwargs.pop("tools", None), kwargs.pop("tool_choice", None)
         replies = await self._sample(Prompt(kwargs.pop("prompt")), **kwargs)

@@ -18,8 +18,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from atroposlib.envs.server_handling.proxy_requests import ChatRequest, CreateSession, ProxyConfig
-from atroposlib.envs.server_handling.proxy_sessions import ProxySession, ProxySessions, is_well, server_url
+from atroposlib.envs.server_handling.proxy.requests import ChatRequest, CreateSession, ProxyConfig
+from atroposlib.envs.server_handling.proxy.sessions import ProxySession, ProxySessions, is_well, server_url
 from atroposlib.envs.server_handling.server_manager import ServerManager
 from atroposlib.envs.tokenizers import load_tokenizer
 from atroposlib.errors import AtroposError, ConfigError, UnknownSessionError

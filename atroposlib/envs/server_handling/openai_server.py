@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from atroposlib.envs.server_choice import Servers, resolve_servers
-from atroposlib.envs.server_handling.engine_load import EngineLoad, parse_engine_load
-from atroposlib.envs.server_handling.http_client import EngineHttp
-from atroposlib.envs.server_handling.reasoning import ReasoningConfig
+from atroposlib.envs.command_line.server_choice import Servers, resolve_servers
+from atroposlib.envs.server_handling.engines.engine_load import EngineLoad, parse_engine_load
+from atroposlib.envs.server_handling.engines.http_client import EngineHttp
+from atroposlib.envs.server_handling.engines.reasoning import ReasoningConfig
 from atroposlib.envs.server_handling.server_baseline import APIServer, APIServerConfig
 from atroposlib.errors import ConfigError, ModelServerError
 

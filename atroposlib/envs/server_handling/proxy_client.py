@@ -8,8 +8,8 @@ from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from atroposlib.envs.server_handling.chat_messages import plain_messages
-from atroposlib.envs.server_handling.sequence_node import SequenceNode
+from atroposlib.envs.server_handling.sessions.chat_messages import plain_messages
+from atroposlib.envs.server_handling.sessions.sequence_node import SequenceNode
 from atroposlib.errors import ConfigError, ModelServerError, RolloutError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class ProxyManagedServer:
             ModelServerError: the proxy or the server behind it failed.
             RolloutError: the request was refused, or the session is gone.
         """
-        from atroposlib.envs.server_handling.openai_answers import PlainChatCompletion
+        from atroposlib.envs.server_handling.sessions.openai_answers import PlainChatCompletion
 
         body = {name: value for name, value in kwargs.items() if value is not None and name != "split"}
         body["messages"] = plain_messages(body.get("messages", ()))

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from atroposlib.envs.server_handling.adaptive_semaphore import AsyncSemWithAdaptiveWeight
-from atroposlib.envs.server_handling.http_client import is_infrastructure_failure
-from atroposlib.envs.server_handling.reasoning import VALID_REASONING_EFFORTS, ReasoningConfig, inject_reasoning
-from atroposlib.envs.server_handling.request_stats import RequestStats, request_metrics
-from atroposlib.envs.server_handling.samples import samples_from_lists
-from atroposlib.envs.server_handling.server_load import MAX_PAUSE_S, ServerLoad
+from atroposlib.envs.server_handling.engines.adaptive_semaphore import AsyncSemWithAdaptiveWeight
+from atroposlib.envs.server_handling.engines.http_client import is_infrastructure_failure
+from atroposlib.envs.server_handling.engines.reasoning import VALID_REASONING_EFFORTS, ReasoningConfig, inject_reasoning
+from atroposlib.envs.server_handling.engines.request_stats import RequestStats, request_metrics
+from atroposlib.envs.server_handling.engines.samples import samples_from_lists
+from atroposlib.envs.server_handling.engines.server_load import MAX_PAUSE_S, ServerLoad
 from atroposlib.errors import ModelServerError
 
 if TYPE_CHECKING:
     from openai.types import Completion
     from openai.types.chat import ChatCompletion
 
-    from atroposlib.envs.server_handling.engine_load import EngineLoad
-    from atroposlib.envs.server_handling.samples import TokenSamples
+    from atroposlib.envs.server_handling.engines.engine_load import EngineLoad
+    from atroposlib.envs.server_handling.engines.samples import TokenSamples
 
 __all__ = [
     "VALID_REASONING_EFFORTS",

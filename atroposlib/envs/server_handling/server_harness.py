@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from atroposlib.envs.server_handling.samples import TokenSamples, samples_from_lists
+from atroposlib.envs.server_handling.engines.samples import TokenSamples, samples_from_lists
 from atroposlib.envs.server_handling.server_baseline import APIServer, APIServerConfig
 from atroposlib.errors import RolloutError
 

@@ -11,23 +11,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, Field
 
-from atroposlib.envs.server_handling.busy_clock import BusyClock
-from atroposlib.envs.server_handling.joined_answers import all_or_none, join_answers, split_n
-from atroposlib.envs.server_handling.routing import Router
-from atroposlib.envs.server_handling.seat import Seat, Split, split_of
+from atroposlib.envs.server_handling.pool.busy_clock import BusyClock
+from atroposlib.envs.server_handling.pool.joined_answers import all_or_none, join_answers, split_n
+from atroposlib.envs.server_handling.pool.routing import Router
+from atroposlib.envs.server_handling.pool.seat import Seat, Split, split_of
+from atroposlib.envs.server_handling.pool.server_classes import server_class_of
+from atroposlib.envs.server_handling.pool.server_configs import at_url, server_list, with_address
+from atroposlib.envs.server_handling.pool.server_pool import ServerPool
+from atroposlib.envs.server_handling.pool.version_bounds import sample_with_versions
 from atroposlib.envs.server_handling.server_baseline import APIServer, APIServerConfig, ServerBaseline
-from atroposlib.envs.server_handling.server_classes import server_class_of
-from atroposlib.envs.server_handling.server_configs import at_url, server_list, with_address
-from atroposlib.envs.server_handling.server_pool import ServerPool
-from atroposlib.envs.server_handling.sessions import PROXY_URL, dummies_allowed, managed_session, proxy_session
-from atroposlib.envs.server_handling.version_bounds import sample_with_versions
+from atroposlib.envs.server_handling.sessions.session_choice import (
+    PROXY_URL,
+    dummies_allowed,
+    managed_session,
+    proxy_session,
+)
 from atroposlib.errors import ConfigError
 
 if TYPE_CHECKING:
     from openai.types import Completion
     from openai.types.chat import ChatCompletion
 
-    from atroposlib.envs.server_handling.samples import TokenSamples
+    from atroposlib.envs.server_handling.engines.samples import TokenSamples
 
 __all__ = ["ServerManager", "ServerManagerConfig", "server_list"]
 

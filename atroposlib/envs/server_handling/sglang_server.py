@@ -5,19 +5,19 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from atroposlib.envs.server_handling.openai_server import HEALTH_TIMEOUT_S, OpenAIServer
-from atroposlib.envs.server_handling.prompt_logprobs import (
+from atroposlib.envs.server_handling.engines.prompt_logprobs import (
     prompt_logprobs_answer,
     sglang_positions,
     top_k_of,
 )
-from atroposlib.envs.server_handling.prompts import served_tokenizer, take_prompt_ids
-from atroposlib.envs.server_handling.samples import (
+from atroposlib.envs.server_handling.engines.prompts import served_tokenizer, take_prompt_ids
+from atroposlib.envs.server_handling.engines.samples import (
     TokenCompletion,
     TokenSamples,
     finish_reason_name,
     version_number,
 )
+from atroposlib.envs.server_handling.openai_server import HEALTH_TIMEOUT_S, OpenAIServer
 from atroposlib.errors import ModelServerError, PromptLogprobsError
 from atroposlib.type_definitions import VersionRuns
 from atroposlib.wire.layout import NOT_SAMPLED

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from atroposlib.envs.server_handling.chat_messages import with_parsed_arguments
+from atroposlib.envs.server_handling.sessions.chat_messages import with_parsed_arguments
 from atroposlib.envs.server_handling.tool_parsers import FunctionCall, ToolCallFormatError, tool_parser
 from atroposlib.envs.server_handling.tool_parsers.hermes import parse_hermes
 

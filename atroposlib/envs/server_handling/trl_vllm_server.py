@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from atroposlib.envs.server_handling.engines.prompts import served_tokenizer, take_prompt_ids
+from atroposlib.envs.server_handling.engines.samples import TokenSamples, samples_from_lists
 from atroposlib.envs.server_handling.openai_server import HEALTH_TIMEOUT_S, OpenAIServer
-from atroposlib.envs.server_handling.prompts import served_tokenizer, take_prompt_ids
-from atroposlib.envs.server_handling.samples import TokenSamples, samples_from_lists
 from atroposlib.errors import ModelServerError, RolloutError
 
 if TYPE_CHECKING:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from atroposlib.envs.server_handling.http_client import HttpAnswer
+from atroposlib.envs.server_handling.engines.http_client import HttpAnswer
+from atroposlib.envs.server_handling.engines.prompt_logprobs import prompt_logprobs_answer, top_k_of, vllm_positions
+from atroposlib.envs.server_handling.engines.prompts import served_tokenizer, take_prompt_ids
+from atroposlib.envs.server_handling.engines.samples import TokenCompletion, TokenSamples, version_number, version_runs
+from atroposlib.envs.server_handling.engines.vllm_bundled import BUNDLED_GENERATE, bundled_body, bundled_samples
 from atroposlib.envs.server_handling.openai_server import HEALTH_TIMEOUT_S, OpenAIServer
-from atroposlib.envs.server_handling.prompt_logprobs import prompt_logprobs_answer, top_k_of, vllm_positions
-from atroposlib.envs.server_handling.prompts import served_tokenizer, take_prompt_ids
-from atroposlib.envs.server_handling.samples import TokenCompletion, TokenSamples, version_number, version_runs
-from atroposlib.envs.server_handling.vllm_bundled import BUNDLED_GENERATE, bundled_body, bundled_samples
 from atroposlib.errors import ModelServerError, PromptLogprobsError
 from atroposlib.wire.layout import NOT_SAMPLED
 

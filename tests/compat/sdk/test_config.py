@@ -16,7 +16,7 @@ from atroposlib.envs.base import (
     ServerBaseline,
     ServerManagerConfig,
 )
-from atroposlib.envs.server_handling.reasoning import EFFORT_TO_MAX_TOKENS
+from atroposlib.envs.server_handling.engines.reasoning import EFFORT_TO_MAX_TOKENS
 from atroposlib.envs.server_handling.server_baseline import VALID_REASONING_EFFORTS
 from atroposlib.envs.teacher_distillation_env import TeacherDistillationConfig
 

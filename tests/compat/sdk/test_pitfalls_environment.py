@@ -17,16 +17,16 @@ import yaml
 
 from atroposlib import client as client_module
 from atroposlib.client import RolloutClient
-from atroposlib.envs import membership, runner
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, OpenaiConfig, ServerBaseline
-from atroposlib.envs.delivery import wire_group
+from atroposlib.envs.command_line.options import resolve
 from atroposlib.envs.eval_handling import last_crossed
 from atroposlib.envs.metrics import length_metrics, server_metrics
-from atroposlib.envs.options import resolve
-from atroposlib.envs.records import RunRecords
 from atroposlib.envs.reward_fns import CombinedReward, registry
-from atroposlib.envs.runner import EnvRunner
 from atroposlib.envs.server_handling.server_manager import server_list
+from atroposlib.envs.serving import membership, runner
+from atroposlib.envs.serving.delivery import wire_group
+from atroposlib.envs.serving.records import RunRecords
+from atroposlib.envs.serving.runner import EnvRunner
 from atroposlib.envs.teacher_distillation_env import TeacherDistillationConfig, TeacherDistillationEnv, build_env
 from atroposlib.testing import MockInferenceServer
 from atroposlib.utils.tokenize_for_trainer import tokenize_for_trainer

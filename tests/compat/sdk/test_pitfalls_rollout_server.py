@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from atroposlib.api.utils import grab_batch_with_minimum_allocations
-from atroposlib.envs.delivery import wire_group
+from atroposlib.envs.serving.delivery import wire_group
 from atroposlib.wire.columns import encode_group
 from rollout_server.batching import EnvShare, QueuedGroup, plan_batch
 from rollout_server.config import ServerConfig

@@ -18,7 +18,7 @@ from atroposlib.envs.server_handling.managed_server_proxy import create_app
 from atroposlib.envs.server_handling.openai_server import OpenAIServer
 from atroposlib.envs.server_handling.proxy_client import create_proxy_session
 from atroposlib.envs.server_handling.server_harness import create_chat_completion
-from atroposlib.envs.server_handling.session_tree import node_to_extend, place
+from atroposlib.envs.server_handling.sessions.session_tree import node_to_extend, place
 from atroposlib.envs.server_handling.sglang_server import SGLangServer
 from atroposlib.envs.server_handling.tool_call_translator import ToolCallTranslator
 from atroposlib.envs.server_handling.trl_vllm_server import TrlVllmServer

@@ -1,0 +1,1 @@
+"""What the clients of all kinds of engines share: HTTP, prompts, samples, load, statistics."""

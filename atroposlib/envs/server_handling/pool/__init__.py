@@ -1,0 +1,1 @@
+"""Several inference servers as one: who gets the next request, who waits, who is left alone."""

@@ -1,0 +1,1 @@
+"""The parts of the managed-server proxy."""
