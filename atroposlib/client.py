@@ -280,13 +280,13 @@ class RolloutClient:
             else:
                 if response.is_success:
                     return response
-                if response.status_code != 429 and response.status_code < 500:
+                if not _may_pass(response.status_code):
                     raise _error_of(response)
                 problem = f"HTTP {response.status_code} {response.text[:200]}"
-                pause_s = min(float(response.headers.get("Retry-After", pause_s * 2)), MAX_PAUSE_S)
+                pause_s = min(_retry_after_s(response) or pause_s * 2, MAX_PAUSE_S)
             if time.monotonic() + pause_s > end:
                 raise ServerUnreachableError(
-                    f"rollout server {self.url} did not answer {method} {path} within {max(self.deadline_s, timeout_s):.0f} s"
+                    f"rollout server {self.url} did not answer {method} {path} within {max(self.deadline_s, timeout_s):g} s"
                     f" ({tries} tries, last: {problem}); is it running?"
                 )
             if tries == 1:
@@ -302,9 +302,20 @@ async def _check_stream(response: httpx.Response) -> None:
     if response.is_success:
         return
     await response.aread()
-    if response.status_code != 429 and response.status_code < 500:
+    if not _may_pass(response.status_code):
         raise _error_of(response)
     raise _TryAgainError(f"HTTP {response.status_code} {response.text[:200]}")
+
+
+def _may_pass(status: int) -> bool:
+    """Whether another try may better an answer: the server is busy or ill, or the body came too slowly."""
+    return status >= 500 or status in (408, 429)
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """Seconds of Retry-After; None where there are none, or a date, as proxies send."""
+    stated = response.headers.get("Retry-After", "")
+    return float(stated) if stated.isdigit() else None
 
 
 def _error_of(response: httpx.Response) -> AtroposError:

@@ -232,7 +232,7 @@ class BaseEnv(ABC):
             evaluate,
             journal_path=journal_path,
             max_workers=self.config.max_eval_workers if self.config.max_eval_workers > 0 else max(1, len(items)),
-            run_key=f"{self.server.servers[0].config.model_name} step {self.curr_step}",
+            run_key=f"{self._model_name} step {self.curr_step}",
         )
 
     async def evaluate_log(
@@ -258,9 +258,7 @@ class BaseEnv(ABC):
             Path(self.config.data_dir_to_save_evals),
             metrics,
             task_name=task_name,
-            model_name=model_name
-            or getattr(self.config, "model_name", None)
-            or self.server.servers[0].config.model_name,
+            model_name=model_name or getattr(self.config, "model_name", None) or self._model_name,
             start_time=start_time,
             end_time=end_time or time.time(),
             generation_parameters={"max_new_tokens": self.config.max_token_length, **(generation_parameters or {})},
@@ -444,7 +442,7 @@ class BaseEnv(ABC):
             project=self.wandb_project,
             group=self.wandb_group,
             name=wandb_logging.run_name(self.config.wandb_name),
-            config=self.config.model_dump(mode="json"),
+            config=self.config.model_dump(mode="json", fallback=str),
         )
 
     async def get_status(self) -> None:
@@ -540,6 +538,12 @@ class BaseEnv(ABC):
     def derived_batch_size(self) -> int:
         """Sequences of a batch that this environment may fill; -1 when unknown."""
         return derived_batch_size(self.config.batch_size, self.status_dict, self.config.min_batch_allocation)
+
+    @property
+    def _model_name(self) -> str:
+        """Of the policy, as the inference servers know it; all of them may have left."""
+        servers = self.server.servers
+        return servers[0].config.model_name if servers else "unknown"
 
     @property
     def _min_valid(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from atroposlib.envs.base import BaseEnvConfig
@@ -146,3 +147,26 @@ def test_single_trajectories_merge_with_every_column_that_all_have() -> None:
 def test_a_result_that_is_no_trajectory_is_named() -> None:
     with pytest.raises(ValueError, match="first element is NoneType"):
         merge_trajectories([None])  # type: ignore[list-item]
+
+
+def test_a_trained_token_that_nobody_sampled_is_refused() -> None:
+    """Few-shot turns of a prompt have 1.0 for a logprob; trained on, the ratio would be wrong without a sign."""
+    group = bare(a_scored_group(length=4))
+    group["inference_logprobs"] = [[1.0, 1.0, -0.1, -0.2], [1.0, 1.0, 1.0, -0.2]]
+
+    with pytest.raises(GroupFormatError, match="sequence 1 trains a token with the logprob 1"):
+        to_wire(group)
+
+
+@pytest.mark.parametrize("column", ["advantages", "ref_logprobs"])
+def test_rows_whose_wrong_lengths_add_up_are_refused(column: str) -> None:
+    group = bare(a_scored_group(length=4)) | {column: [[0.1] * 3, [0.1] * 5]}
+
+    with pytest.raises(GroupFormatError, match=f"sequence 0: 3 {column} for 4 tokens"):
+        to_wire(group)
+
+
+def test_advantages_may_be_arrays() -> None:
+    group = bare(a_scored_group(length=4)) | {"advantages": [np.array([1.0, 2.0, 3.0, 4.0]), np.float64(0.5)]}
+
+    assert to_wire(group).advantages.tolist() == [1.0, 2.0, 3.0, 4.0, 0.5, 0.5, 0.5, 0.5]  # type: ignore[union-attr]

@@ -17,6 +17,9 @@ from atroposlib.type_definitions import MASKED, ScoredDataGroup, VersionRuns
 from atroposlib.wire.columns import Group
 from atroposlib.wire.layout import NOT_SAMPLED, PADDING_LOGPROB
 
+MAX_LOGPROB = 1e-3
+"""Nats; above 0 by more than rounding no token was sampled: 1.0 marks those that were not."""
+
 
 def drop_reason(group: ScoredDataGroup, config: BaseEnvConfig, *, max_token_len: int) -> str | None:
     """Why this group must not be sent; None when it may.
@@ -96,8 +99,8 @@ def wire_group(
         finish_reasons=tuple(reasons) if all(reasons) else (),
         # Only where the author's masks say something that a 0/1 mask cannot: labels other than the tokens themselves.
         labels=labels_T if np.any(is_trained_T & (labels_T != tokens_T)) else None,
-        advantages=_advantages(group),
-        ref_logprobs=_flat(group.get("ref_logprobs"), np.float32),
+        advantages=_advantages(group, lengths),
+        ref_logprobs=_aligned("ref_logprobs", group.get("ref_logprobs"), lengths, np.float32),
         distill_token_ids=_candidates(group.get("distill_token_ids"), np.int32, padding=0),
         distill_logprobs=_candidates(group.get("distill_logprobs"), np.float32, padding=PADDING_LOGPROB),
         messages=group.get("messages"),
@@ -122,7 +125,14 @@ def _logprobs(
                 f"sequence {i}: {0 if row is None else len(row)} inference_logprobs for {length} tokens; sample with "
                 "self.server.managed_server(...) and pass each node's tokens unchanged, or set group['inference_logprobs']"
             )
-    return np.where(is_trained_T, _flat(given, np.float32), np.float32(0.0))
+    logprobs_T: npt.NDArray[np.float32] = np.where(is_trained_T, _flat(given, np.float32), np.float32(0.0))
+    if logprobs_T.size and float(logprobs_T.max()) > MAX_LOGPROB:
+        where = int(np.searchsorted(np.cumsum(lengths), int(logprobs_T.argmax()), side="right"))
+        raise GroupFormatError(
+            f"sequence {where} trains a token with the logprob {float(logprobs_T.max()):g}: the engine did not sample it; "
+            "mask it (prompt and few-shot turns are not the policy's), or give its inference_logprobs"
+        )
+    return logprobs_T
 
 
 def _version_runs(
@@ -150,23 +160,26 @@ def _version_runs(
     return np.stack([versions_T[starts], np.diff(starts, append=len(versions_T))], axis=1).astype(np.int32)
 
 
-def _aligned(name: str, rows: Sequence[Sequence[Any]], lengths: Sequence[int], dtype: type[np.generic]) -> Any:
-    """[T] a column whose every row has its sequence's length."""
+def _aligned(name: str, rows: Sequence[Sequence[Any]] | None, lengths: Sequence[int], dtype: type[np.generic]) -> Any:
+    """[T] a column whose every row has its sequence's length; None where there is none."""
+    if rows is None or len(rows) == 0:
+        return None
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         if len(row) != length:
             raise GroupFormatError(f"sequence {i}: {len(row)} {name} for {length} tokens")
     return _flat(rows, dtype)
 
 
-def _advantages(group: ScoredDataGroup) -> Any:
-    """[T]; one number a sequence stands for all its tokens."""
-    rows: Sequence[list[float] | float] | None = group.get("advantages")
-    if not rows:
+def _advantages(group: ScoredDataGroup, lengths: Sequence[int]) -> Any:
+    """[T]; one number a sequence, bare or alone in a list, stands for all its tokens."""
+    rows: Sequence[Any] | None = group.get("advantages")
+    if rows is None or len(rows) == 0:
         return None
-    spread: list[float] = []
-    for row, tokens in zip(rows, group["tokens"], strict=True):
-        spread += row if isinstance(row, list) else [float(row)] * len(tokens)
-    return np.array(spread, dtype=np.float32)
+    spread: list[Any] = [
+        np.full(length, np.reshape(row, -1)[0]) if np.size(row) == 1 else row
+        for row, length in zip(rows, lengths, strict=True)
+    ]
+    return _aligned("advantages", spread, lengths, np.float32)
 
 
 def _candidates(rows: Any, dtype: type[np.generic], *, padding: float) -> Any:
