@@ -72,12 +72,11 @@ class HttpConnection:
         self._socket.sendall(head)
         if body:
             self._socket.sendall(body)
+        self._used = time.monotonic()
 
     def answer(self) -> Answer:
         """Read the whole answer of the request that was sent."""
-        answer = self._read_answer()
-        self._used = time.monotonic()
-        return answer
+        return self._read_answer()
 
     def _connect(self) -> socket.socket:
         connection = socket.create_connection(self._address, timeout=self._timeout_s)
