@@ -147,6 +147,16 @@ class RolloutDeadlineError(RolloutError):
     """A group took longer than its deadline."""
 
 
+def infrastructure_error(error: BaseException) -> RolloutError | None:
+    """The first RolloutError, where error is one, or a group (of a TaskGroup) of nothing else; otherwise None."""
+    if isinstance(error, RolloutError):
+        return error
+    if not isinstance(error, BaseExceptionGroup):
+        return None
+    found = [infrastructure_error(member) for member in error.exceptions]
+    return None if None in found else found[0]
+
+
 class RunChangedError(AtroposError):
     """A group belongs to another run than the one that is open."""
 

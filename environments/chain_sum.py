@@ -20,7 +20,8 @@ HELDOUT_SEED = 1_000_000_000
 """Where held-out problems are drawn from. reasoning-gym's problem i of seed s is problem 0 of seed s + i."""
 TRAIN_SEEDS = 900_000_000
 """Training seeds stay below this, so the two streams never meet; held-out questions are left out by text besides."""
-ANSWER = re.compile(r"-?[0-9]+")
+ANSWER = re.compile(r"-?[0-9]{1,1000}")
+"""Bounded, since int() refuses thousands of digits."""
 
 
 class ChainSumConfig(BaseEnvConfig):

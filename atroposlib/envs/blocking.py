@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from atroposlib.errors import RolloutError
 
 T = TypeVar("T")
+
+
+class _DaemonThreads(Executor):
+    """A thread for each call, however many there are. ThreadPoolExecutor would wait for a hung one when Python ends."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="atropos-blocking", daemon=True).start()
+        return future
 
 
 class BlockingPool:
@@ -23,7 +42,7 @@ class BlockingPool:
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads = _DaemonThreads()
         self._processes: ProcessPoolExecutor | None = None
         self._slots: dict[bool, asyncio.Semaphore] = {}
 
@@ -34,12 +53,12 @@ class BlockingPool:
 
         Raises:
             RolloutError: it took longer, or its process died. A thread cannot be stopped and runs on in the
-                background; a process is killed.
+                background, at most until this process ends; a process is killed.
         """
         slots = self._slots.setdefault(in_process, asyncio.Semaphore(self._workers))
         async with slots:
             while True:
-                pool = self._process_pool() if in_process else self._thread_pool()
+                pool: Executor = self._process_pool() if in_process else self._threads
                 try:
                     async with asyncio.timeout(timeout_s) as scope:
                         return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
@@ -49,6 +68,8 @@ class BlockingPool:
                     self._give_up(pool)
                     raise RolloutError(f"{_name(call)} took longer than {timeout_s} s; raise timeout_s") from error
                 except BrokenProcessPool as error:
+                    if not in_process:
+                        raise
                     if pool is not self._processes:
                         # Another call's time was over and took this one's process along.
                         continue
@@ -57,14 +78,8 @@ class BlockingPool:
 
     def close(self) -> None:
         """Stop; calls that run are not waited for."""
-        for pool in (self._threads, self._processes):
-            if pool is not None:
-                self._give_up(pool)
-
-    def _thread_pool(self) -> ThreadPoolExecutor:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="atropos-blocking")
-        return self._threads
+        if self._processes is not None:
+            self._give_up(self._processes)
 
     def _process_pool(self) -> ProcessPoolExecutor:
         if self._processes is None:
@@ -74,8 +89,6 @@ class BlockingPool:
 
     def _give_up(self, pool: Executor) -> None:
         """Take a pool out of use: the next call gets a fresh one, whose workers are all free."""
-        if pool is self._threads:
-            self._threads = None
         if pool is self._processes:
             self._processes = None
         # ProcessPoolExecutor learns to kill its workers in Python 3.14; until then its own list of them is the only way.

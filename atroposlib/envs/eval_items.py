@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from atroposlib.envs.progress import progress as show_progress
-from atroposlib.errors import RolloutError
+from atroposlib.errors import infrastructure_error
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +115,11 @@ async def _with_retries(score: Callable[[T], Awaitable[Any]], item: T) -> Any:
     for attempt in range(1, ITEM_TRIES):
         try:
             return await score(item)
-        except RolloutError as error:
-            log.warning("evaluation of an item failed, attempt %d of %d: %s", attempt, ITEM_TRIES, error)
+        except Exception as error:
+            failure = infrastructure_error(error)
+            if failure is None:
+                raise
+            log.warning("evaluation of an item failed, attempt %d of %d: %s", attempt, ITEM_TRIES, failure)
     return await score(item)
 
 

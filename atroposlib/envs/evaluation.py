@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from atroposlib.envs.eval_items import evaluate_items
 from atroposlib.utils.display import display_metrics_table
+from atroposlib.utils.plain_json import plain
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,9 +53,9 @@ def write_evaluation(
         "results": {f"atropos|{task_name}|0": metrics, "all": metrics},
     }
     path = folder / "metrics.json"
-    _replace(path, json.dumps(report, indent=2, default=_plain) + "\n")
+    _replace(path, json.dumps(report, indent=2, default=plain) + "\n")
     if samples:
-        lines = (json.dumps(sample, ensure_ascii=False, default=_plain) + "\n" for sample in samples)
+        lines = (json.dumps(sample, ensure_ascii=False, default=plain) + "\n" for sample in samples)
         _replace(folder / "samples.jsonl", "".join(lines))
     return path
 
@@ -69,8 +70,3 @@ def _replace(path: Path, text: str) -> None:
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
-
-
-def _plain(value: Any) -> Any:
-    """numpy numbers and arrays, which metrics often are."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

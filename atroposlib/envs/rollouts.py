@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
+from atroposlib.envs.gathering import all_or_none
 from atroposlib.envs.server_handling.managed_server import SequenceNode
 from atroposlib.envs.server_handling.server_manager import ServerManager
-from atroposlib.errors import RolloutError
+from atroposlib.errors import RolloutError, infrastructure_error
 from atroposlib.type_definitions import Message, ScoredDataGroup
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ async def rollout_group(
         RolloutError: the servers failed, or fewer than min_valid sequences could be paid.
     """
     sampled = await sample_texts(server, tokenizer, messages, prefill=prefill, n=group_size, **sampling)
-    rewards = await asyncio.gather(*(_pay(reward, text) for text, _ in sampled))
+    rewards = await all_or_none(_pay(reward, text) for text, _ in sampled)
     paid = [(text, node, value) for (text, node), value in zip(sampled, rewards, strict=True) if value is not None]
     if len(paid) < min_valid:
         raise RolloutError(
@@ -75,6 +75,9 @@ async def _pay(reward: Reward, text: str) -> float | None:
     try:
         value = reward(text)
         return float(await value if inspect.isawaitable(value) else value)
-    except RolloutError as error:
-        log.warning("reward function failed, sequence excluded: %s", error)
+    except Exception as error:
+        failure = infrastructure_error(error)
+        if failure is None:
+            raise
+        log.warning("reward function failed, sequence excluded: %s", failure)
         return None

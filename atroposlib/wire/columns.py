@@ -142,7 +142,11 @@ _HEADER_FIELDS = (
 
 
 def encode_group(group: Group) -> bytes:
-    """One safetensors blob. The header metadata is a single JSON text under the key ``group``."""
+    """One safetensors blob. The header metadata is a single JSON text under the key ``group``.
+
+    Raises:
+        GroupFormatError: a header fact is no JSON, or a column no numbers of its type; read_blobs checks the rest.
+    """
     versions = group.version_range
     header = GroupHeader(
         group_id=group.group_id,
@@ -152,13 +156,47 @@ def encode_group(group: Group) -> bytes:
         newest_version=versions[1] if versions else None,
         **{name: getattr(group, name) for name in _HEADER_FIELDS},
     )
-    columns = {
-        name: np.ascontiguousarray(getattr(group, name), dtype=DTYPES[spec.dtype])
-        for name, spec in COLUMNS.items()
-        if getattr(group, name) is not None
-    }
-    blob: bytes = safetensors_save(columns, metadata={"group": msgspec.json.encode(header).decode()})
+    columns = {name: _column(group, name) for name in COLUMNS if getattr(group, name) is not None}
+    blob: bytes = safetensors_save(columns, metadata={"group": _header_text(header)})
     return blob
+
+
+def _column(group: Group, name: str) -> npt.NDArray[Any]:
+    tag, dtype, _ = _EXPECTED[name]
+    try:
+        return np.ascontiguousarray(getattr(group, name), dtype=dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise GroupFormatError(f"group {group.group_id!r}: column {name!r} must hold {tag} numbers: {error}") from error
+
+
+def _header_text(header: GroupHeader) -> str:
+    try:
+        return _JSON.encode(header).decode()
+    except _NO_JSON as error:
+        raise GroupFormatError(
+            f"group {header.group_id!r}: {_first_without_json(header)!r} must hold JSON values: {error}"
+        ) from error
+
+
+def _first_without_json(header: GroupHeader) -> str:
+    """The field that a header cannot be encoded for."""
+    for name in header.__struct_fields__:
+        try:
+            _JSON.encode(getattr(header, name))
+        except _NO_JSON:
+            return name
+    return "header"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for numpy's values: authors compute with them, and put them into overrides."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} is none")
+
+
+_JSON = msgspec.json.Encoder(enc_hook=_plain)
+_NO_JSON = (TypeError, ValueError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)

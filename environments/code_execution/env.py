@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import re
 import time
@@ -18,6 +19,8 @@ from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, Messag
 from atroposlib.errors import ConfigError
 from environments.code_execution.sandbox import Execution, Limits, execute
 from environments.rows import held_out, load_rows, shuffled_forever
+
+log = logging.getLogger(__name__)
 
 SAMPLE = Path(__file__).parent / "data" / "tasks.jsonl"
 FIELDS = {"task": str, "function": str, "tests": list}
@@ -46,7 +49,7 @@ class CodeExecutionConfig(BaseEnvConfig):
     cpu_s: int = Field(default=4, ge=1, description="Seconds of CPU time, likewise.")
     memory_mb: int = Field(default=256, ge=64, description="Megabytes of memory, the interpreter's included.")
     needs_isolation: bool = Field(
-        default=False, description="Refuse to start where the kernel offers neither namespaces nor Landlock."
+        default=False, description="Refuse to start unless the kernel offers both namespaces and Landlock."
     )
 
 
@@ -93,13 +96,21 @@ def extract_code(text: str) -> str | None:
     return str(blocks[-1]) if blocks else None
 
 
+def is_close(expected: float, found: float) -> bool:
+    """Equal up to rounding; an integer beyond all floats is close to none."""
+    try:
+        return math.isclose(expected, found, rel_tol=1e-9, abs_tol=1e-9)
+    except OverflowError:
+        return False
+
+
 def same(expected: Any, found: Any) -> bool:
     """Whether two JSON values are equal: floats up to rounding, and True is not 1."""
     if isinstance(expected, bool) or isinstance(found, bool):
         return expected is found
     if isinstance(expected, (int, float)) and isinstance(found, (int, float)):
         exact = isinstance(expected, int) and isinstance(found, int)
-        return expected == found if exact else math.isclose(expected, found, rel_tol=1e-9, abs_tol=1e-9)
+        return expected == found if exact else is_close(expected, found)
     if isinstance(expected, list) and isinstance(found, list):
         return len(expected) == len(found) and all(map(same, expected, found))
     if isinstance(expected, dict) and isinstance(found, dict):
@@ -145,6 +156,11 @@ class CodeExecutionEnv(BaseEnv):
             raise ConfigError(
                 "needs_isolation: this kernel gives the sandbox "
                 f"namespaces={trial.has_namespaces}, landlock={trial.landlock}; see environments/code_execution/README.md"
+            )
+        if not (trial.has_namespaces or trial.landlock):
+            log.warning(
+                "this kernel offers neither namespaces nor Landlock: only an audit hook keeps the policy's code from "
+                "files and network; run in a container, see environments/code_execution/README.md"
             )
 
     async def get_next_item(self) -> Task:

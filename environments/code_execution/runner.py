@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,9 @@ FORBIDDEN = (
     *("os.system", "os.kill", "signal.pthread_kill", "os.putenv", "shutil.", "cpython.run_"),
 )
 """Beginnings of audit events: https://docs.python.org/3/library/audit_events.html"""
-FORBIDDEN_MODULES = frozenset({"ctypes", "_ctypes", "_posixsubprocess"})
+FORBIDDEN_MODULES = frozenset({"ctypes", "_ctypes", "_posixsubprocess", "_signal"})
+SILENT_SIGNALS = ("raise_signal", "pidfd_send_signal")
+"""Functions of the signal module that raise no audit event."""
 CHANGES = (
     "os.remove",
     "os.rename",
@@ -53,6 +56,14 @@ def guard(folder: str, readable: Sequence[str]) -> Callable[[str, tuple[Any, ...
             raise PermissionError(f"the sandbox does not allow {event} {args[:1]}")
 
     return hook
+
+
+def remove_silent_signals() -> None:
+    """Take away what the hook would not see; importing `_signal` anew would bring it back, and is forbidden."""
+    for module in (signal, sys.modules.pop("_signal")):
+        for name in SILENT_SIGNALS:
+            if hasattr(module, name):
+                delattr(module, name)
 
 
 def load(code: str, name: str) -> Callable[..., Any]:
@@ -91,6 +102,7 @@ def main() -> None:
     os.dup2(2, 1)
     report.write(json.dumps({"namespaces": facts["namespaces"], "landlock": facts["landlock"]}) + "\n")
     report.flush()
+    remove_silent_signals()
     sys.addaudithook(guard(os.path.realpath(os.getcwd()), [os.path.realpath(path) for path in facts["readable"]]))
     try:
         function = load(request["code"], request["function"])

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from atroposlib.errors import RolloutError
+
+log = logging.getLogger(__name__)
 
 CONFINE = Path(__file__).with_name("confine.py")
 RUNNER = Path(__file__).with_name("runner.py")
@@ -24,7 +27,7 @@ OPEN_FILES = 32
 
 T = TypeVar("T")
 
-StoppedBy = Literal["", "time", "cpu", "output", "exit"]
+StoppedBy = Literal["", "time", "cpu", "output", "exit", "kill"]
 
 
 class SandboxError(RolloutError):
@@ -70,7 +73,7 @@ class Execution:
     failure: str = ""
     """Why the code could not even be loaded."""
     stopped_by: StoppedBy = ""
-    """The limit that ended it early; exit: it ended itself."""
+    """The limit that ended it early; exit: it ended itself; kill: somebody killed it, perhaps itself."""
     has_namespaces: bool = False
     """Whether it had no network by the kernel's doing."""
     landlock: int = 0
@@ -80,14 +83,25 @@ class Execution:
 async def execute(code: str, function: str, calls: Sequence[Sequence[Any]], limits: Limits) -> Execution:
     """Call a function that the code defines with each list of arguments; values pass through JSON both ways.
 
+    Code that was killed runs once more. Killed again, it counts as code that ended itself: whoever finds a way to kill
+    the sandbox must not be able to choose that a bad reply goes unpaid.
+
     Raises:
-        SandboxError: the sandbox did not start, or was killed from outside.
+        SandboxError: the sandbox did not start.
     """
     request = json.dumps({"code": code, "function": function, "calls": calls}).encode()
+    execution = await _run(request, limits, n_calls=len(calls))
+    if execution.stopped_by == "kill":
+        log.warning("the sandbox was killed: has the machine run out of memory? Running the code once more")
+        execution = await _run(request, limits, n_calls=len(calls))
+    return replace(execution, stopped_by="exit") if execution.stopped_by == "kill" else execution
+
+
+async def _run(request: bytes, limits: Limits, *, n_calls: int) -> Execution:
     with tempfile.TemporaryDirectory(prefix="atropos-code-", ignore_cleanup_errors=True) as folder:
         process = await _start(folder, limits)
         try:
-            return await _observe(process, request, limits, n_calls=len(calls))
+            return await _observe(process, request, limits, n_calls=n_calls)
         finally:
             _kill_group(process.pid)
             await process.wait()
@@ -181,16 +195,10 @@ def _parse(report: bytes, n_calls: int) -> tuple[str, tuple[Outcome, ...]]:
 
 
 def _reason(status: int | None, seconds: float, limits: Limits) -> StoppedBy:
-    """Why there are too few results.
-
-    Raises:
-        SandboxError: somebody else killed it.
-    """
+    """Why there are too few results."""
     if status == -signal.SIGXCPU or (status == -signal.SIGKILL and seconds >= limits.cpu_s):
         return "cpu"
-    if status == -signal.SIGKILL:
-        raise SandboxError("the sandbox was killed from outside: has the machine run out of memory?")
-    return "exit"
+    return "kill" if status == -signal.SIGKILL else "exit"
 
 
 def _kill_group(pid: int) -> None:

@@ -80,6 +80,11 @@ class NumberGameEnv(BaseEnv):
         self.heldout = [new_game(row["secret"], row["largest"], self.config.max_guesses) for row in rows]
         kept = {game.secret for game in self.heldout if game.largest == self.config.largest}
         self.secrets = [secret for secret in range(1, self.config.largest + 1) if secret not in kept]
+        if not self.secrets:
+            raise ConfigError(
+                f"every secret from 1 to largest={self.config.largest} is held out, which leaves none to train on; "
+                "raise largest, or hold out fewer games"
+            )
         self.random = random.Random(self.config.seed)
 
     async def get_next_item(self) -> Game:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, Message, ScoredDataGroup
-from environments.reasoning_tasks.problems import Problem, TaskMix
+from environments.reasoning_tasks.problems import Problem, TaskMix, score
 
 SYSTEM = "Think step by step, then give the answer alone between <answer> and </answer>."
 HELDOUT_SEED = 1_000_000_000
@@ -37,6 +37,11 @@ class ReasoningTasksConfig(BaseEnvConfig):
     )
     is_exact: bool = Field(
         default=False, description="Pay 1 or 0 only; without it a task's rule may pay something for a part."
+    )
+    allows_eval: bool = Field(
+        default=False,
+        description="Take tasks whose rule runs the answer as Python code. The policy can then do whatever this user can: "
+        "only in a container without secrets.",
     )
     eval_size: int = Field(default=100, ge=1, description="Held-out problems in all.")
     max_tokens: int = Field(default=1024, ge=1, description="Tokens of the longest reply.")
@@ -68,11 +73,15 @@ class ReasoningTasksEnv(BaseEnv):
         config = self.config
         seed = random.Random(config.seed).randrange(TRAIN_SEEDS - config.problems_per_task)
         per_task = -(-config.eval_size // len(config.tasks))
-        self.mix = TaskMix(config.tasks, config.task_options, seed=seed, size=config.problems_per_task)
-        heldout = TaskMix(config.tasks, config.task_options, seed=HELDOUT_SEED, size=per_task)
+        self.mix = self._mix(seed, config.problems_per_task)
+        heldout = self._mix(HELDOUT_SEED, per_task)
         self.heldout = [await self.run_blocking(heldout.problem, index) for index in range(config.eval_size)]
         self.heldout_questions = {problem.question for problem in self.heldout}
         self.indices = itertools.count()
+
+    def _mix(self, seed: int, size: int) -> TaskMix:
+        config = self.config
+        return TaskMix(config.tasks, config.task_options, seed=seed, size=size, allows_eval=config.allows_eval)
 
     async def get_next_item(self) -> Problem | None:
         """The next training problem; None where so few are possible that every one of them is held out."""
@@ -97,10 +106,11 @@ class ReasoningTasksEnv(BaseEnv):
         """The reward of one reply.
 
         Raises:
-            RolloutError: the task's rule did not come to an end.
+            RolloutError: the task's rule did not come to an end, and was killed.
         """
-        score = await self.run_blocking(self.mix.score, problem, text)
-        return float(score == 1.0) if self.config.is_exact else score
+        options = self.config.task_options.get(problem.task, {})
+        paid = await self.run_blocking(score, problem.task, options, problem.entry, text, in_process=True)
+        return float(paid == 1.0) if self.config.is_exact else paid
 
     async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Greedy answers to the held-out problems, in all and for each task."""

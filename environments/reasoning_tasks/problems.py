@@ -17,6 +17,22 @@ from atroposlib.errors import ConfigError
 log = logging.getLogger(__name__)
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+EVALUATED_BY: Mapping[str, str] = {
+    "binary_matrix": "eval",
+    "composite": "the rules of the tasks it is made of",
+    "countdown": "sympy.parse_expr",
+    "intermediate_integration": "sympy.parse_expr",
+    "n_queens": "eval",
+    "polynomial_multiplication": "sympy.parse_expr",
+    "puzzle24": "sympy.parse_expr",
+    "simple_integration": "sympy.parse_expr",
+    "spiral_matrix": "eval",
+    "string_insertion": "eval",
+}
+"""Tasks whose rule runs the answer as Python code, and by what. parse_expr is an eval too."""
+
+_scorers: dict[tuple[str, str], Any] = {}
+"""Of this process, by a task's name and options: some take seconds to make."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +51,27 @@ class TaskMix:
     Args:
         options: parameters of a task's generator, by the task's name.
         size: problems of each task; they begin again after that.
+        allows_eval: take tasks whose rule runs the answer as code.
     Raises:
-        ConfigError: there is no such task, or its generator refuses the options.
+        ConfigError: there is no such task, its rule runs the answer as code, or its generator refuses the options.
     """
 
-    def __init__(self, tasks: Sequence[str], options: Mapping[str, Mapping[str, Any]], *, seed: int, size: int) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        options: Mapping[str, Mapping[str, Any]],
+        *,
+        seed: int,
+        size: int,
+        allows_eval: bool = False,
+    ) -> None:
         for name in options:
             if name not in tasks:
                 raise ConfigError(f"task_options are given for {name!r}, which is not among tasks={list(tasks)}")
         self.size = size
-        self._tasks = [(name, create(name, options.get(name, {}), seed=seed, size=size)) for name in tasks]
+        self._tasks = [
+            (name, create(name, options.get(name, {}), seed=seed, size=size, allows_eval=allows_eval)) for name in tasks
+        ]
 
     def problem(self, index: int) -> Problem:
         """The index-th problem."""
@@ -53,29 +80,38 @@ class TaskMix:
         entry = dataset[place]
         return Problem(name, entry["question"], entry)
 
-    def score(self, problem: Problem, text: str) -> float:
-        """What the task pays for the answer in a reply, 0 to 1; 0 without an answer."""
-        answer = extract_answer(text)
-        if answer is None:
-            return 0.0
-        dataset = dict(self._tasks)[problem.task]
-        try:
-            return min(1.0, max(0.0, float(dataset.score_answer(answer, entry=problem.entry))))
-        # Some tasks' rules parse the answer and raise whatever their parser raises on what the policy wrote.
-        except Exception as error:
-            log.debug("%s cannot read the answer %r: %r", problem.task, answer[:80], error)
-            return 0.0
+
+def score(name: str, options: Mapping[str, Any], entry: Mapping[str, Any], text: str) -> float:
+    """What a task pays for the answer in a reply, 0 to 1; 0 without an answer. For a process of its own: a rule may hang."""
+    answer = extract_answer(text)
+    if answer is None:
+        return 0.0
+    key = (name, repr(options))
+    if key not in _scorers:
+        _scorers[key] = reasoning_gym.create_dataset(name, seed=0, size=1, **options)
+    try:
+        return min(1.0, max(0.0, float(_scorers[key].score_answer(answer, entry=entry))))
+    # Some tasks' rules parse the answer and raise whatever their parser raises on what the policy wrote.
+    except Exception as error:
+        log.debug("%s cannot read the answer %r: %r", name, answer[:80], error)
+        return 0.0
 
 
-def create(name: str, options: Mapping[str, Any], *, seed: int, size: int) -> Any:
+def create(name: str, options: Mapping[str, Any], *, seed: int, size: int, allows_eval: bool = False) -> Any:
     """The data set of a task.
 
     Raises:
-        ConfigError: there is no such task, or it refuses the options.
+        ConfigError: there is no such task, it refuses the options, or its rule runs the answer as code and
+            allows_eval is off.
     """
     if name not in DATASETS:
         near = ", ".join(get_close_matches(name, DATASETS, n=3)) or "see reasoning_gym.factory.DATASETS"
         raise ConfigError(f"reasoning-gym has no task {name!r}; close: {near}")
+    if name in EVALUATED_BY and not allows_eval:
+        raise ConfigError(
+            f"task {name!r} scores answers by {EVALUATED_BY[name]}, so that text of the policy runs as Python code with "
+            "this user's rights; choose another task, or set allows_eval where nothing can be harmed, as in a container"
+        )
     try:
         return reasoning_gym.create_dataset(name, seed=seed, size=size, **options)
     except (TypeError, ValueError, AssertionError) as error:

@@ -18,7 +18,7 @@ from environments.rows import held_out, load_rows, shuffled_forever
 SAMPLE = Path(__file__).parent / "data" / "problems.jsonl"
 SYSTEM = "Solve the problem in a few short steps. End with a line: Answer: N"
 POLICY = "models/SmolLM2-135M-Instruct"
-_ANSWER = re.compile(r"answer:\s*(-?[0-9][0-9,]*)", re.I)
+_ANSWER = re.compile(r"answer:\s*(-?[0-9][0-9,]{0,30})", re.I)
 
 
 class WordProblemsConfig(TeacherDistillationConfig):

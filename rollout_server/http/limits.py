@@ -62,11 +62,6 @@ class Charge:
         self._inflight.used += n_bytes
         self.n_bytes += n_bytes
 
-    def add_whole(self, n_bytes: int) -> None:
-        """Take n_bytes more of a body that is read whole. Raises OverloadedError."""
-        self.add(n_bytes)
-        self.whole_bytes += n_bytes
-
     def release(self) -> None:
         """Give everything back."""
         self._inflight.used -= self.n_bytes
@@ -99,9 +94,16 @@ async def read_payload(request: Request, config: ServerConfig) -> bytes | memory
     is_large = stated.isdigit() and WHOLE_BODY_BYTES <= int(stated) <= config.max_body_bytes
     if take_over is None or not is_large or _is_gzip(request):
         return await read_body(request, config)
-    _check_stated_length(request, config)
-    buffer = take_over(int(stated), _charge(request).add_whole)
-    return await read_body(request, config) if buffer is None else await _filled(buffer, config)
+    size, charge = int(stated), _charge(request)
+    charge.check(size)  # a refusal inside the body would be lost with the connection
+    buffer = take_over(size)
+    if buffer is None:
+        return await read_body(request, config)
+    charge.add(size)
+    try:
+        return await _filled(buffer, config)
+    finally:
+        charge.whole_bytes += buffer.received
 
 
 async def _filled(buffer: BodyBuffer, config: ServerConfig) -> memoryview:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -29,6 +28,15 @@ def bounded_protocol(config: ServerConfig) -> type[HttpToolsProtocol]:
         limits = config
 
     return BoundedProtocol
+
+
+def _parser(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
+    """A parser as uvicorn makes it: what follows a request with Connection: close is not an error."""
+    parser = httptools.HttpRequestParser(protocol)
+    set_leniencies = getattr(parser, "set_dangerous_leniencies", None)
+    if set_leniencies is not None:  # httptools before 0.6.3 has none
+        set_leniencies(lenient_data_after_close=True)
+    return parser
 
 
 class _BoundedProtocol(HttpToolsProtocol):
@@ -93,16 +101,14 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
         self.cycle.message_event.set()
 
-    def _take_over(self, cycle: RequestResponseCycle, size: int, charge: Callable[[int], None]) -> BodyBuffer | None:
+    def _take_over(self, cycle: RequestResponseCycle, size: int) -> BodyBuffer | None:
         """See whole_body.Takeover. Until the buffer is full this protocol sees nothing of the connection but its end."""
         is_current = cycle is self.cycle and cycle.more_body and not cycle.disconnected and len(cycle.body) <= size
         if not is_current or cycle.waiting_for_100_continue or self.transport.is_closing():
             return None
         head, cycle.body = cycle.body, bytearray()
         cycle.message_event.clear()
-        buffer = BodyBuffer(
-            size, head, charge=charge, owner=self, transport=self.transport, on_end=partial(self._body_ended, cycle)
-        )
+        buffer = BodyBuffer(size, head, owner=self, transport=self.transport, on_end=partial(self._body_ended, cycle))
         self.flow.resume_reading()
         return buffer
 
@@ -110,7 +116,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         """The parser still waits for bytes that it did not see: right to swallow the rest of a body, not for another request."""
         if is_whole:
             cycle.more_body = False
-            self.parser = httptools.HttpRequestParser(self)
+            self.parser = _parser(self)
         else:
             cycle.keep_alive = False
 

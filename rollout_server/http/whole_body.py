@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from atroposlib.errors import AtroposError, BodyEncodingError
+from atroposlib.errors import BodyEncodingError
 
 EXTENSION = "atropos.whole_body"
 """In scope["extensions"]: a Takeover."""
@@ -23,7 +23,6 @@ class BodyBuffer(asyncio.BufferedProtocol):
     Args:
         size: bytes of the body.
         head: what came in before this buffer was there.
-        charge: told of every byte that arrives; an AtroposError of it ends the reading.
         owner: the connection's protocol before and afterwards.
         on_end: called when the connection is the owner's again, with whether the body is whole.
     """
@@ -33,21 +32,18 @@ class BodyBuffer(asyncio.BufferedProtocol):
         size: int,
         head: bytes | bytearray,
         *,
-        charge: Callable[[int], None],
         owner: asyncio.Protocol,
         transport: asyncio.Transport,
         on_end: Callable[[bool], None],
     ) -> None:
         # Not a bytearray: that would be filled with zeros first.
         self._view = np.empty(size, dtype=np.uint8).data
-        self._charge = charge
         self._owner = owner
         self._transport = transport
         self._on_end = on_end
         self.received = len(head)
         self.done: asyncio.Future[memoryview] = asyncio.get_running_loop().create_future()
         self._view[: len(head)] = head
-        charge(len(head))
         if self.received == size:
             self.done.set_result(self._view)
         else:
@@ -60,22 +56,18 @@ class BodyBuffer(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """So many bytes more are there."""
         self.received += nbytes
-        try:
-            self._charge(nbytes)
-        except AtroposError as error:
-            self._end(error)
-            return
-        if self.received == len(self._view):
-            self._end(None)
+        if self.received == len(self._view) and not self.done.done():
+            self.done.set_result(self._view)
+            self._hand_back(is_whole=True)
 
     def eof_received(self) -> None:
         """The sender is done early: the connection closes."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The owner learns it too."""
-        self._settle(
-            BodyEncodingError(f"the connection closed after {self.received} bytes, inside the body; send whole bodies")
-        )
+        if not self.done.done():
+            text = f"the connection closed after {self.received} bytes, inside the body; send whole bodies"
+            self.done.set_exception(BodyEncodingError(text))
         self._owner.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -92,22 +84,10 @@ class BodyBuffer(asyncio.BufferedProtocol):
             self.done.cancel()
             self._hand_back(is_whole=False)
 
-    def _end(self, error: AtroposError | None) -> None:
-        self._settle(error)
-        self._hand_back(is_whole=error is None)
-
-    def _settle(self, error: AtroposError | None) -> None:
-        if self.done.done():
-            return
-        if error is None:
-            self.done.set_result(self._view)
-        else:
-            self.done.set_exception(error)
-
     def _hand_back(self, *, is_whole: bool) -> None:
         self._transport.set_protocol(self._owner)
         self._on_end(is_whole)
 
 
-Takeover = Callable[[int, Callable[[int], None]], BodyBuffer | None]
-"""(bytes of the body, charge) to the buffer that fills; None where the body has to come through receive."""
+Takeover = Callable[[int], BodyBuffer | None]
+"""Bytes of the body to the buffer that fills; None where the body has to come through receive."""

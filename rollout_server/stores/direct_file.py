@@ -37,6 +37,11 @@ class DirectFile:
         self._base = 0
         """Where in the file the buffer begins; a multiple of BLOCK_BYTES."""
         self._fill = 0
+        try:  # some file systems open the file and refuse the first write; what is written here is written over
+            os.pwrite(self.descriptor, self._buffer[:BLOCK_BYTES].data, 0)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
 
     def write(self, offset: int, payloads: Sequence[Payload]) -> None:
         """Put payloads side by side, at or behind the end of what was written before.

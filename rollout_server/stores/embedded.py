@@ -217,6 +217,7 @@ class EmbeddedStore:
 
     async def status(self) -> Status:
         """See Store.status."""
+        self._commits.check()
         return status_of(self.state)
 
     async def records(self, after: int = 0, limit: int = 10_000) -> GroupRecords:

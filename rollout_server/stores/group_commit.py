@@ -24,7 +24,8 @@ class GroupCommit:
     Args:
         take: gives the units that have come up since it was last asked; called on the event loop.
         on_commit: called on the event loop after they are written, before anybody is answered.
-        on_failure: called on the event loop when one of them failed; what came up since is void as well.
+        on_failure: called on the event loop when one of them failed; what came up since is void as well. Where it fails too,
+            nothing is written any more.
         is_inline: units do not wait for a disk: run them on the event loop.
     """
 
@@ -43,6 +44,7 @@ class GroupCommit:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="group-commit")
         self._wanted = asyncio.Event()
         self._next = _quiet_future()
+        self._broken_by: Exception | None = None
         self._task = asyncio.create_task(self._commit_forever())
 
     async def written(self) -> None:
@@ -51,26 +53,34 @@ class GroupCommit:
         Raises:
             StoreUnavailableError: the transaction failed and nothing of it happened.
         """
+        self.check()
         self._wanted.set()
         await asyncio.shield(self._next)
 
+    def check(self) -> None:
+        """Raises StoreUnavailableError where nothing is written any more."""
+        if self._broken_by is not None:
+            raise StoreUnavailableError(
+                f"the store could not return to what it last wrote ({self._broken_by}); check disk space and rights, then"
+                " restart the server"
+            ) from self._broken_by
+
     async def close(self) -> None:
         """Write what is left, then end the thread. A second call does nothing."""
-        if self._task.done():
-            return
-        await self.written()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        if not self._task.done():
+            await self.written()
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         self._thread.shutdown()
 
     async def _commit_forever(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while self._broken_by is None:
             await self._wanted.wait()
             self._wanted.clear()
-            units = self._take()
             waiting, self._next = self._next, _quiet_future()
             try:
+                units = self._take()
                 if self._is_inline:
                     _run_all(units)
                 elif units:
@@ -82,9 +92,16 @@ class GroupCommit:
             ) as error:  # disk full, corrupt file, a bug: nobody's request happened, and everybody is told
                 log.exception("store transaction failed; the requests in it are refused")
                 later, self._next = self._next, _quiet_future()
-                self._on_failure()
+                self._recover()
                 for future in (waiting, later):
                     future.set_exception(_as_unavailable(error))
+
+    def _recover(self) -> None:
+        try:
+            self._on_failure()
+        except Exception as error:  # whatever it is, those who wait must be told
+            log.exception("the store cannot go on after the failed transaction; every request is refused")
+            self._broken_by = error
 
 
 def _as_unavailable(error: Exception) -> StoreUnavailableError:

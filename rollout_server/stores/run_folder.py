@@ -68,7 +68,7 @@ class RunFolder:
             os.close(self._lock)
             raise
         self._reader = _reader(self.folder)
-        self._old_readers: list[sqlite3.Connection] = []
+        self._old_reader: sqlite3.Connection | None = None
         self._payloads = self._segments()
 
     @property
@@ -98,6 +98,8 @@ class RunFolder:
 
     def load(self) -> Snapshot:
         """See Journal. Also gives up what a transaction that failed had put into the payload files."""
+        if _is_closed(self._db):  # archive could not open it again
+            self._reopen()
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
         self._payloads.close()
@@ -119,17 +121,34 @@ class RunFolder:
             raise
 
     def archive(self, run_name: str, payloads: Payloads) -> None:
-        """See Journal. One rename moves index and payload together."""
+        """See Journal. One rename moves index and payload together; where it fails, the run stays open as it was."""
         payloads.close()
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._db.close()
         archive = self._data_dir / "archive"
         archive.mkdir(exist_ok=True)
+        for spare in (self.folder / "segments").glob("*.spare"):
+            spare.unlink()
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.close()
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", run_name)[:80].strip(".") or "run"
-        self.folder.rename(archive / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}")
-        self._db = self._open()
-        self._old_readers.append(self._reader)  # the event loop may be asking it something right now
-        self._reader = _reader(self.folder)
+        try:
+            self.folder.rename(archive / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}")
+        finally:
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """Connections to what is in folder now. The event loop may be asking the last reader something; none before it."""
+        self._db, reader = self._open_both()
+        if self._old_reader is not None:
+            self._old_reader.close()
+        self._old_reader, self._reader = self._reader, reader
+
+    def _open_both(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+        db = self._open()
+        try:
+            return db, _reader(self.folder)
+        except BaseException:
+            db.close()
+            raise
 
     def fresh_payloads(self) -> Payloads:
         """See Journal."""
@@ -155,8 +174,9 @@ class RunFolder:
     def close(self) -> None:
         """See Journal."""
         self._payloads.close()
-        for db in (*self._old_readers, self._reader, self._db):
-            db.close()
+        for db in (self._old_reader, self._reader, self._db):
+            if db is not None:
+                db.close()
         os.close(self._lock)
 
 
@@ -170,6 +190,13 @@ def _lock(data_dir: Path) -> int:
             f"{data_dir.resolve()} is in use by another rollout server; stop it, or choose another --data-dir"
         ) from None
     return descriptor
+
+
+def _is_closed(db: sqlite3.Connection) -> bool:
+    try:
+        return db.total_changes < 0
+    except sqlite3.ProgrammingError:
+        return True
 
 
 def _reader(folder: Path) -> sqlite3.Connection:

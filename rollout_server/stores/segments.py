@@ -163,11 +163,14 @@ class SegmentFiles:
 
     def _read_extent(self, extent: Sequence[Place]) -> bytes:
         number, start, end = extent[0].segment, extent[0].offset, extent[-1].offset + extent[-1].size
+        path = _path(self._folder, number)
         with self._lock:
-            descriptor = os.open(_path(self._folder, number), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._reading[number] += 1
         try:
-            return _read_all(descriptor, start, end - start)
+            data = _read_all(descriptor, start, end - start)
+            _check_kept(path, descriptor)
+            return data
         finally:
             with self._lock:
                 self._reading -= Counter((number,))  # entries at zero go
@@ -224,7 +227,10 @@ class SegmentFiles:
         if self._open_segment is not None and self._open_segment[0] == number:
             return self._open_segment[1]
         self.close()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._folder.exists():
+            self._folder.mkdir(parents=True)
+            if self._is_synced:
+                _sync_folder(self._folder.parent)
         with self._lock:
             if self._spares:
                 self._spares.pop().rename(_path(self._folder, number))
@@ -255,6 +261,17 @@ def _files(folder: Path) -> Iterator[tuple[int, int]]:
     for path in folder.glob("*.seg"):
         with suppress(FileNotFoundError):  # a server that is running may put it away
             yield int(path.stem), path.stat().st_size
+
+
+def _check_kept(path: Path, descriptor: int) -> None:
+    """A server in another process does not see who reads: it may have renamed the file, and written it over.
+
+    Raises:
+        FileNotFoundError: path is another file by now, or none. A file without any name is nobody's to write over.
+    """
+    held = os.fstat(descriptor)
+    if held.st_nlink and held.st_ino != path.stat().st_ino:
+        raise FileNotFoundError(errno.ENOENT, "the segment was put away while it was read", str(path))
 
 
 def _sync_folder(folder: Path) -> None:

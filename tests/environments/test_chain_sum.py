@@ -26,7 +26,20 @@ def test_the_right_number_pays_one(right: str) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", "37", "- 37", "-37.", "-37 or 4", "= -37", "-38", "the answer is -37", "-37-37", "\u221237", "-3\u0667"],
+    [
+        "",
+        "37",
+        "- 37",
+        "-37.",
+        "-37 or 4",
+        "= -37",
+        "-38",
+        "the answer is -37",
+        "-37-37",
+        "\u221237",
+        "-3\u0667",
+        pytest.param("9" * 5000, id="huge"),
+    ],
 )
 def test_anything_else_pays_nothing(wrong: str) -> None:
     assert reward(PROBLEM, wrong) == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 
 from atroposlib.errors import ConfigError
 from environments.code_execution import CodeExecutionConfig, CodeExecutionEnv, sandbox
+from environments.code_execution import env as code_env
 from environments.code_execution.env import FIELDS, SAMPLE, extract_code, passed, same, task_of
-from environments.code_execution.sandbox import Limits, execute
+from environments.code_execution.sandbox import Execution, Limits, execute
 from environments.rows import load_rows
 from tests.environments.running import Stand, alternating
 from tests.processes import RolloutServerProcess
@@ -58,6 +60,7 @@ def test_equal_values(expected: Any, found: Any) -> None:
     ("expected", "found"),
     [
         *((1, True), (True, 1), (1, 2), (2**60, 2**60 + 1), ("1", 1), (None, False), (1.0, float("nan"))),
+        *((2.0, 10**400), (10**400, 2.0), ([2.0], [-(10**400)])),
         *(([1], [1, 2]), ({"a": 1}, {"b": 1}), ([], {})),
     ],
 )
@@ -118,6 +121,40 @@ async def test_share_pays_for_the_tests_that_pass() -> None:
     assert await env.pay(task, block("def f(i): return i if i < 3 else 1 / 0\n")) == 0.75
     assert await env.pay(task, "no code") == 0.0
     await env.aclose()
+
+
+@pytest.mark.parametrize(
+    ("has_namespaces", "landlock", "needs_isolation", "outcome"),
+    [
+        *((True, 4, True, ""), (True, 4, False, ""), (True, 0, False, ""), (False, 4, False, "")),
+        *(
+            (False, 0, False, "warns"),
+            (False, 0, True, "refuses"),
+            (True, 0, True, "refuses"),
+            (False, 4, True, "refuses"),
+        ),
+    ],
+)
+async def test_a_kernel_without_isolation_is_told_of_or_refused(
+    has_namespaces: bool,
+    landlock: int,
+    needs_isolation: bool,
+    outcome: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def trial(*args: Any) -> Execution:
+        return Execution((), has_namespaces=has_namespaces, landlock=landlock)
+
+    monkeypatch.setattr(code_env, "execute", trial)
+    config = CodeExecutionConfig(tokenizer_name=None, needs_isolation=needs_isolation)
+    env = CodeExecutionEnv(config, CodeExecutionEnv.config_init()[1])
+
+    with pytest.raises(ConfigError, match="needs_isolation") if outcome == "refuses" else nullcontext():
+        await env.setup()
+    await env.aclose()
+
+    assert ("neither namespaces nor Landlock" in caplog.text) == (outcome == "warns")
 
 
 async def test_a_sandbox_that_fails_pays_nobody_nothing(

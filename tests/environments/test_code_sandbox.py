@@ -125,6 +125,7 @@ async def test_files_are_limited_in_size_and_kept_to_the_folder(tmp_path: Path) 
         "import os\n    os.posix_spawn('/bin/true', ['true'], {})",
         "import os\n    os.kill(os.getppid(), 9)",
         "import subprocess",
+        "import _signal",
         "import ctypes",
         "open('/etc/passwd').read()",
         f"open({str(Path(sandbox.__file__).parent / 'data' / 'tasks.jsonl')!r}).read()",
@@ -231,10 +232,25 @@ async def test_a_sandbox_that_does_not_start_is_an_error_of_the_infrastructure(m
     assert issubclass(SandboxError, RolloutError)
 
 
-async def test_a_sandbox_that_somebody_else_kills_is_one_too() -> None:
-    others = children()
-    task = asyncio.create_task(run(WAITING))
-    (await at_work(task, others)).kill()
+@pytest.mark.parametrize("body", ["signal.raise_signal(9)", "signal.pidfd_send_signal(os.pidfd_open(os.getpid()), 9)"])
+async def test_the_code_cannot_kill_itself_by_a_signal(body: str) -> None:
+    assert "AttributeError" in error_of(await run(f"import os, signal\ndef f():\n    {body}"))
 
-    with pytest.raises(SandboxError, match="killed from outside"):
-        await task
+
+async def killed(times: int) -> Execution:
+    """What becomes of waiting code that somebody kills so many times."""
+    task = asyncio.create_task(run(WAITING, limits=Limits(wall_s=2.0)))
+    dead: set[psutil.Process] = children()
+    for _ in range(times):
+        process = await at_work(task, dead)
+        dead.add(process)
+        process.kill()
+    return await task
+
+
+async def test_a_sandbox_that_somebody_kills_runs_once_more() -> None:
+    assert (await killed(times=1)).stopped_by == "time"
+
+
+async def test_killed_again_it_is_the_code_s_own_doing() -> None:
+    assert (await killed(times=2)).stopped_by == "exit"

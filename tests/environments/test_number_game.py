@@ -228,5 +228,13 @@ async def test_a_held_out_game_that_nobody_can_win_is_refused(stand: Stand, tmp_
         await stand.processed(tmp_path / "groups.jsonl")
 
 
+async def test_where_every_secret_is_held_out_there_is_nothing_to_train_on(stand: Stand, tmp_path: Path) -> None:
+    (tmp_path / "games.jsonl").write_text('{"secret": 1, "largest": 2}\n{"secret": 2, "largest": 2}\n')
+    stand.settings |= {"eval_source": str(tmp_path / "games.jsonl"), "largest": 2}
+
+    with pytest.raises(ConfigError, match="largest=2"):
+        await stand.processed(tmp_path / "groups.jsonl")
+
+
 async def test_check_env_finds_nothing(stand: Stand) -> None:
     assert await stand.check() == []

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import reasoning_gym
+from reasoning_gym.factory import DATASETS
 
 from atroposlib.envs.cli import main
 from atroposlib.errors import ConfigError
 from environments.reasoning_tasks import Problem, ReasoningTasksConfig, ReasoningTasksEnv
-from environments.reasoning_tasks.problems import TaskMix, extract_answer
+from environments.reasoning_tasks.problems import EVALUATED_BY, TaskMix, extract_answer, score
 from tests.environments.running import Stand, alternating
 from tests.processes import RolloutServerProcess
 
+EVALUATION = re.compile(r"\b(?:eval|exec|parse_expr|sympify)\(")
+EVALUATE_THEIR_OWN = {"basic_arithmetic", "bitwise_arithmetic", "codeio", "number_sorting", "propositional_logic"}
+"""Looked through: what they evaluate is their own problem, or `parse_expr` is a parser of their own."""
+GENERATORS = {"generators_00_49.py", "generators_50_99.py"}
+"""They make problems, and see no answers."""
 TASKS = ["chain_sum", "gcd"]
 SETTINGS = {"tasks": TASKS, "eval_size": 6, "problems_per_task": 200}
 
@@ -100,9 +110,9 @@ def test_partial_credit_is_the_tasks_own_and_may_be_switched_off() -> None:
     mix = TaskMix(["letter_counting", "prime_factorization"], {}, seed=1, size=4)
     letters, factors = mix.problem(0), mix.problem(1)
 
-    assert mix.score(letters, f"<answer>{letters.entry['answer']}</answer>") == 1.0
-    assert mix.score(letters, str(letters.entry["answer"])) == 0.0, "the answer must be marked"
-    assert mix.score(factors, "<answer>[[</answer>") == 0.0, "its rule cannot read that, and raises"
+    assert score(letters.task, {}, letters.entry, f"<answer>{letters.entry['answer']}</answer>") == 1.0
+    assert score(letters.task, {}, letters.entry, str(letters.entry["answer"])) == 0.0, "the answer must be marked"
+    assert score(factors.task, {}, factors.entry, "<answer>[[</answer>") == 0.0, "its rule cannot read that, and raises"
 
 
 async def test_exact_pays_nothing_for_a_part() -> None:
@@ -111,9 +121,46 @@ async def test_exact_pays_nothing_for_a_part() -> None:
     right = problem.entry["answer"]
     part = right.partition(" ")[0] + " \u00d7 97"
 
-    assert 0 < env.mix.score(problem, f"<answer>{part}</answer>") < 1
+    assert 0 < score(problem.task, {}, problem.entry, f"<answer>{part}</answer>") < 1
     assert [await env.pay(problem, f"<answer>{text}</answer>") for text in (right, part)] == [1.0, 0.0]
     await env.aclose()
+
+
+def test_the_table_of_tasks_that_evaluate_answers_is_that_of_the_installed_package() -> None:
+    names_by_module = defaultdict(set)
+    for name, (kind, _) in DATASETS.items():
+        names_by_module[Path(inspect.getfile(kind))].add(name)
+    root = Path(reasoning_gym.__file__).parent
+    evaluating = {path for path in root.rglob("*.py") if EVALUATION.search(path.read_text(encoding="utf-8"))}
+    found = {name for path in evaluating for name in names_by_module[path]}
+
+    assert found | {"composite"} == set(EVALUATED_BY) | EVALUATE_THEIR_OWN
+    assert {path.name for path in evaluating if not names_by_module[path]} == GENERATORS
+
+
+@pytest.mark.parametrize("task", ["n_queens", "countdown"])
+async def test_the_policy_s_text_does_not_run_as_code_unless_that_is_allowed(task: str, tmp_path: Path) -> None:
+    place = tmp_path / "ran"
+    exploit = f"<answer>__import__('pathlib').Path({str(place)!r}).touch() or [['Q']]</answer>"
+    settings = {"tasks": [task], "eval_size": 1, "problems_per_task": 4}
+
+    with pytest.raises(ConfigError, match="allows_eval"):
+        await an_env(**settings)
+    env = await an_env(**settings, allows_eval=True)
+    assert await env.pay(env.mix.problem(0), exploit) < 1
+    await env.aclose()
+
+    assert place.exists(), "else the exploit is none, and the refusal not shown to be needed"
+
+
+async def test_rules_run_in_a_process_that_can_be_killed(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    text = f"<answer>__import__('pathlib').Path({str(told)!r}).write_text(str(__import__('os').getpid()))</answer>"
+    env = await an_env(tasks=["n_queens"], eval_size=1, problems_per_task=4, allows_eval=True)
+    await env.pay(env.mix.problem(0), text)
+    await env.aclose()
+
+    assert int(told.read_text()) != os.getpid()
 
 
 async def test_process(stand: Stand, tmp_path: Path) -> None:

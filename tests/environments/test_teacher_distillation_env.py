@@ -62,7 +62,17 @@ def test_the_right_answer_pays_one(text: str) -> None:
     assert reward(PROBLEM, text) == 1.0
 
 
-@pytest.mark.parametrize("text", ["", "1500", "Answer: 1500\nAnswer: 2", "Answer: many", "Answer: 15000"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1500",
+        "Answer: 1500\nAnswer: 2",
+        "Answer: many",
+        "Answer: 15000",
+        pytest.param("Answer: " + "9" * 5000, id="huge"),
+    ],
+)
 def test_another_answer_or_none_pays_nothing(text: str) -> None:
     assert reward(PROBLEM, text) == 0.0
 

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from atroposlib.envs import base
+from atroposlib.envs import base, rollouts
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, EvalHandlingEnum
-from atroposlib.envs.serving import group_work, membership, runner
+from atroposlib.envs.server_handling.managed_server import SequenceNode
+from atroposlib.envs.serving import group_work, grouping, membership, runner
 from atroposlib.envs.serving.records import RunRecords
 from atroposlib.envs.serving.runner import EnvRunner
 from atroposlib.errors import ConfigError, RolloutDeadlineError, RolloutError
@@ -176,6 +177,67 @@ async def test_a_member_whose_infrastructure_fails_is_tried_again_and_then_left_
 
     with pytest.raises(RolloutError, match="1 of 2 trajectories succeeded, 2 are needed; last failure: down"):
         await single([a_member(0.0), *down], group_size=2).collect_trajectories(1)
+
+
+async def test_a_member_whose_own_task_group_met_only_infrastructure_failures_is_tried_again() -> None:
+    down = ExceptionGroup("of a TaskGroup", [RolloutError("down")])
+    group, _ = await single([a_member(0.0), down, a_member(1.0)], group_size=2).collect_trajectories(1)
+    assert group["scores"] == [0.0, 1.0]
+
+
+async def test_a_bug_in_one_member_ends_the_others_before_the_group_is_given_up() -> None:
+    ended: list[bool] = []
+
+    async def collect(item: int) -> Any:
+        if not started:
+            started.append(item)
+            await asyncio.sleep(0)
+            raise KeyError("answer")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    started: list[int] = []
+    with pytest.raises(KeyError, match="answer"):
+        await grouping.collect_group(collect, 1, group_size=3, min_valid=3)
+    assert ended == [True, True]
+
+
+async def sampled_texts(*args: Any, **sampling: Any) -> list[tuple[str, SequenceNode]]:
+    node = SequenceNode(full_text="", tokens=[1, 2], masked_tokens=[-100, 2], logprobs=[1.0, -0.5])
+    return [(text, node) for text in ("first", "second", "third")]
+
+
+async def test_a_reward_whose_own_task_group_met_only_infrastructure_failures_excludes_its_sequence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rollouts, "sample_texts", sampled_texts)
+
+    def reward(text: str) -> float:
+        if text == "first":
+            raise ExceptionGroup("of a TaskGroup", [RolloutError("no grader"), RolloutError("no grader")])
+        return 1.0
+
+    group = await rollouts.rollout_group(Any, None, [], reward=reward, group_size=3, min_valid=2)  # type: ignore[arg-type]
+
+    assert group["scores"] == [1.0, 1.0]
+
+
+async def test_a_bug_in_a_reward_ends_the_other_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollouts, "sample_texts", sampled_texts)
+    ended: list[str] = []
+
+    async def reward(text: str) -> float:
+        try:
+            await asyncio.sleep(0 if text == "first" else 60)
+        finally:
+            ended.append(text)
+        return float(text)
+
+    with pytest.raises(ValueError, match="first"):
+        await rollouts.rollout_group(Any, None, [], reward=reward, group_size=3, min_valid=2)  # type: ignore[arg-type]
+    assert sorted(ended) == ["first", "second", "third"]
 
 
 async def test_a_result_that_is_no_trajectory_is_named() -> None:

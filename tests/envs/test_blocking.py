@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import psutil
@@ -60,6 +63,37 @@ async def test_a_grader_that_hangs_is_no_signal_and_holds_up_nobody(pool: Blocki
 
     assert await pool.run(sum, [1, 2], timeout_s=5.0) == 3
     hang.set()
+
+
+HANGS = """
+import asyncio, time
+from atroposlib.envs.blocking import BlockingPool
+from atroposlib.errors import RolloutError
+
+async def main():
+    pool = BlockingPool(1)
+    try:
+        await pool.run(time.sleep, 600, timeout_s=0.01)
+    except RolloutError:
+        print("no signal")
+    pool.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_grader_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=15, check=True)
+
+    assert ended.stdout == "no signal\n"
+
+
+async def test_a_pool_of_the_graders_own_that_broke_is_its_error(pool: BlockingPool) -> None:
+    def grade() -> None:
+        raise BrokenProcessPool("mine")
+
+    with pytest.raises(BrokenProcessPool, match="mine"):
+        await pool.run(grade, timeout_s=5.0)
 
 
 async def test_a_graders_own_error_comes_through(pool: BlockingPool) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from atroposlib.envs.base import BaseEnvConfig
-from atroposlib.envs.server_handling.sessions.provenance import Origin, remember, remember_origins
+from atroposlib.envs.server_handling.sessions.provenance import Origin, Origins, remember, remember_origins
 from atroposlib.envs.serving.delivery import drop_reason, wire_group
 from atroposlib.envs.serving.grouping import merge_trajectories
 from atroposlib.errors import GroupFormatError
@@ -17,7 +17,7 @@ from atroposlib.wire.columns import Group
 from tests.envs.fakes import a_scored_group
 
 
-def to_wire(group: Any, origins: dict[bytes, Origin] | None = None, fallback_version: int = 9) -> Group:
+def to_wire(group: Any, origins: Origins | None = None, fallback_version: int = 9) -> Group:
     return wire_group(
         group,
         group_id="g",
@@ -52,6 +52,22 @@ def test_what_the_author_left_out_comes_from_the_session_that_sampled_it() -> No
     )
     assert wired.versions_per_token().tolist() == [-1, -1, 4, 4, 4] * 2
     assert wired.finish_reasons == ("length", "length")
+
+
+def test_identical_sequences_each_keep_their_own_origin() -> None:
+    group = a_scored_group(length=3)
+    group["tokens"] = group["masks"] = [[5, 6, 7]] * 3
+    group["scores"] = [0.0, 1.0, 1.0]
+    with remember_origins() as origins:
+        remember([5, 6, 7], Origin(logprobs=[-1.0] * 3, versions=[(3, 3)], finish_reason="length"))
+        remember([5, 6, 7], Origin(logprobs=[-2.0] * 3, versions=[(4, 3)], finish_reason="stop"))
+
+    wired = to_wire(bare(group), origins)
+
+    assert wired.policy_versions.tolist() == [[3, 3], [4, 3], [4, 3]]
+    assert wired.inference_logprobs is not None
+    assert wired.inference_logprobs.tolist() == [-1.0] * 3 + [-2.0] * 6
+    assert wired.finish_reasons == ("length", "stop", "stop")
 
 
 def test_hand_made_tokens_get_the_tickets_version_and_no_invented_logprobs() -> None:

@@ -78,6 +78,15 @@ async def test_lists_that_do_not_fit_together_are_refused() -> None:
         await a_server(Broken).sample_tokens(input_ids=[1])
 
 
+async def test_an_aborted_completion_is_a_failure_not_training_data() -> None:
+    class Aborting(UpstreamStyleServer):
+        async def _tokens_and_logprobs_completion_wrapper(self, **kwargs: Any) -> Any:
+            return [1], [[9], [8]], [[-1.0], [-1.0]], ["stop", {"type": "abort"}]
+
+    with pytest.raises(ModelServerError, match="aborted"):
+        await a_server(Aborting).sample_tokens(input_ids=[1])
+
+
 async def test_a_server_without_a_token_method_says_so() -> None:
     class TextOnly(APIServer):
         async def _chat_completion_wrapper(self, **kwargs: Any) -> Any: ...

@@ -149,13 +149,16 @@ async def test_load_comes_from_the_metrics_page_and_a_server_without_one_is_not_
         server = server_of(engine)
         assert await server.engine_load() == EngineLoad(running=3, waiting=2, kv_cache_usage=0.5)
         engine.routes["GET /metrics"] = lambda body: (503, "")
+        with pytest.raises(ModelServerError, match="/metrics answered 503"):
+            await server.engine_load()
+        engine.routes["GET /metrics"] = lambda body: (200, "process_cpu_seconds_total 5")
         assert await server.engine_load() is None
         del engine.routes["GET /metrics"]
         assert await server.engine_load() is None
         assert await server.engine_load() is None
         await server.close()
 
-    assert len(engine.asked) == 3
+    assert len(engine.asked) == 4
 
 
 async def test_reasoning_is_asked_for_in_chat_alone() -> None:

@@ -83,6 +83,29 @@ async def test_an_older_server_without_logprobs_cannot_be_trained_on() -> None:
         await server.close()
 
 
+async def test_an_aborted_completion_of_the_older_wire_is_a_failure() -> None:
+    def aborted(body: Any) -> Any:
+        status, content = bundled(body)
+        return status, {**content, "finish_reasons": ["abort"]}
+
+    async with FakeEngine({BUNDLED: aborted}) as engine:
+        server = server_of(engine)
+        with pytest.raises(ModelServerError, match="aborted"):
+            await server.sample_tokens(input_ids=[1])
+        await server.close()
+
+
+async def test_how_a_request_travels_is_no_sampling_parameter() -> None:
+    async with FakeEngine({NATIVE: lambda body: native()}) as engine:
+        server = server_of(engine)
+        await server.sample_tokens(input_ids=[1], timeout=3, extra_body={"x": 1}, extra_headers={"y": "z"}, seed=4)
+        await server.close()
+
+    [body] = engine.bodies(NATIVE)
+    assert body["sampling_params"]["seed"] == 4
+    assert not body["sampling_params"].keys() & {"timeout", "extra_body", "extra_headers"}
+
+
 async def test_an_answer_of_another_shape_is_a_failure_of_the_server() -> None:
     async with FakeEngine({NATIVE: lambda body: (200, {"choices": [{"index": 0}]})}) as engine:
         server = server_of(engine)

@@ -89,13 +89,14 @@ async def test_a_journal_counts_only_for_the_same_items_and_policy(tmp_path: Pat
     assert sorted(scorer.asked) == list(items)
 
 
-async def test_infrastructure_failures_are_tried_again_and_never_become_a_result() -> None:
+@pytest.mark.parametrize("failure", [RolloutError("no server"), ExceptionGroup("two", [RolloutError("no server")] * 2)])
+async def test_infrastructure_failures_are_tried_again_and_never_become_a_result(failure: Exception) -> None:
     tries = 0
 
     async def score(item: int) -> int:
         nonlocal tries
         tries += 1
-        raise RolloutError("no server")
+        raise failure
 
     with pytest.raises(ExceptionGroup) as caught:
         await evaluate_items([1], score, progress=False)

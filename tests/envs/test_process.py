@@ -120,6 +120,22 @@ async def test_a_failed_rollout_is_tried_again_and_then_counted(make_env: MakeEn
     assert (tries.count(1), tries.count(2)) == (3, 3)
 
 
+async def test_infrastructure_failures_in_a_task_group_of_the_author_are_tried_again(
+    make_env: MakeEnv, path: Path
+) -> None:
+    def make(item: int) -> Any:
+        if item == 1:
+            raise ExceptionGroup("of a TaskGroup", [ExceptionGroup("of another", [RolloutError("the engine is away")])])
+        return group_of(item)
+
+    env = make_env(make, total_steps=3)
+    summary = await process(env, path)
+
+    assert first_scores(path) == [0, 2, 3]
+    assert summary.dropped == {"rollout failed": 1}
+    assert env.collected.count(1) == 3
+
+
 async def test_a_group_that_takes_too_long_is_given_up(make_env: MakeEnv, path: Path) -> None:
     async def make(item: int) -> Any:
         await asyncio.sleep(60 if item == 0 else 0)
@@ -159,6 +175,47 @@ async def test_a_single_broken_item_costs_only_itself(make_env: MakeEnv, path: P
 
     assert first_scores(path) == [0, 1, 2, 4, 5, 6]
     assert summary.dropped == {"environment error": 1}
+
+
+async def test_a_group_that_cannot_be_sent_costs_only_itself(make_env: MakeEnv, path: Path) -> None:
+    def make(item: int) -> Any:
+        group = group_of(item)
+        if item == 1:
+            del group["masks"]
+        return group
+
+    summary = await process(make_env(make, total_steps=3), path)
+
+    assert first_scores(path) == [0, 2, 3]
+    assert summary.dropped == {"environment error": 1}
+
+
+async def test_a_broken_log_of_the_authors_costs_no_group(
+    make_env: MakeEnv, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(wandb_metrics: Any = None) -> None:
+        raise KeyError("train/percent_correct")
+
+    env = make_env(group_of, total_steps=3)
+    env.wandb_log = broken  # type: ignore[method-assign]
+
+    assert (await process(env, path)).groups == 3
+    assert "train/percent_correct" in caplog.text
+
+
+async def test_a_full_disk_ends_the_run_and_is_not_the_environments_fault(
+    make_env: MakeEnv, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(output: ProcessOutput, group: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ProcessOutput, "write", no_space)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await process(make_env(group_of, total_steps=3), path)
+
+    assert caught.group_contains(OSError, match="No space left")
+    assert not caught.group_contains(ProcessFailedError)
 
 
 async def test_a_configuration_error_ends_the_run(make_env: MakeEnv, path: Path) -> None:

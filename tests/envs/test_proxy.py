@@ -21,6 +21,7 @@ from atroposlib.envs.server_handling.proxy.sessions import ProxySessions
 from atroposlib.envs.server_handling.proxy_client import ProxyManagedServer, create_proxy_session
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 from atroposlib.envs.server_handling.server_manager import ServerManager
+from atroposlib.envs.server_handling.sessions.provenance import Origin, remember_origins, sequence_key
 from atroposlib.errors import ConfigError, ModelServerError, RolloutError, UnknownSessionError
 from atroposlib.testing.mock_inference import MockInferenceServer
 from tests.envs.session_fakes import ScriptedServer
@@ -134,6 +135,34 @@ async def test_an_agent_with_an_openai_client_fills_the_session(url: str) -> Non
 
     assert answer.choices[0].message.tool_calls[0].function.name == "add"
     assert len(state["nodes"]) == 1
+
+
+async def test_nodes_leave_their_origins_once_each(url: str) -> None:
+    with remember_origins() as origins:
+        async with await create_proxy_session(url) as session:
+            await session.chat_completion(messages=[USER], n=2)
+            await session.fetch_state()
+            [node, same] = session.get_state()["nodes"]
+
+    assert node.tokens == same.tokens
+    assert origins == {sequence_key(node.tokens): [Origin(node.logprobs, node.policy_versions, "stop")] * 2}
+
+
+@pytest.mark.parametrize("runs", [[(-1, 3)], [(7, 2), (-1, 1)], []])
+async def test_sampled_tokens_without_a_version_are_refused_where_it_is_required(runs: list[tuple[int, int]]) -> None:
+    node = {"full_text": "", "tokens": [1, 2, 3], "masked_tokens": [-100, 2, 3], "logprobs": [1.0, -0.5, -0.5]}
+
+    async def request(*_: Any, **__: Any) -> Any:
+        return {"nodes": [{**node, "policy_versions": runs}]}
+
+    session = ProxyManagedServer("http://proxy", "uuid", require_version=True)
+    session._request = request  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(ModelServerError, match="published policy version"):
+            await session.fetch_state()
+
+    runs[:] = [(-1, 1), (7, 2)]
+    assert len((await session.fetch_state())["nodes"]) == 1
 
 
 async def test_answers_that_cross_do_not_take_newer_nodes_away() -> None:

@@ -149,6 +149,33 @@ async def test_an_infrastructure_failure_is_tried_again_and_never_scored(make_en
     assert server.returned["rollout_error"] == made.stats.rollouts_retried == 2
 
 
+async def test_infrastructure_failures_in_a_task_group_of_the_author_are_no_bug_of_theirs(make_env: MakeEnv) -> None:
+    failures = iter([ExceptionGroup("of a TaskGroup", [RolloutError("server died"), RolloutError("server died")])])
+
+    def flaky(item: int) -> Any:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return a_scored_group()
+
+    env, server = make_env(flaky, max_num_workers=1), FakeRolloutServer(batch=2, steps=3)
+
+    made = await run(env, server)
+
+    assert made.stats.groups_dropped == {"rollout_error": 1}
+    assert env.collected.count(0) == 2
+
+
+async def test_a_bug_beside_an_infrastructure_failure_is_still_a_bug(make_env: MakeEnv) -> None:
+    def buggy(item: int) -> Any:
+        if item == 0:
+            raise ExceptionGroup("of a TaskGroup", [RolloutError("server died"), KeyError("answer")])
+        return a_scored_group()
+
+    made = await run(make_env(buggy), FakeRolloutServer())
+
+    assert made.stats.groups_dropped == {"env_error": 1}
+
+
 async def test_a_group_over_its_deadline_is_given_up(make_env: MakeEnv) -> None:
     async def hang_once(item: int) -> Any:
         if item == 0:
@@ -383,6 +410,76 @@ async def test_nothing_is_written_without_a_run_dir(make_env: MakeEnv, tmp_path:
     await run(make_env(run_dir=None), FakeRolloutServer())
 
     assert os.listdir(tmp_path) == []
+
+
+async def test_records_that_cannot_be_written_cost_a_line_in_the_log_and_not_the_run(
+    make_env: MakeEnv, caplog: pytest.LogCaptureFixture
+) -> None:
+    env, server = make_env(steps_per_eval=1), FakeRolloutServer(batch=2, steps=3)
+    names = ("env_metrics.jsonl", "rollouts.jsonl", "evals.jsonl")
+    for name in names:
+        (env.config.run_dir / name).mkdir(parents=True)
+
+    await run(env, server)
+
+    ledger = lines(env.config.run_dir / "ledger" / "env-counting.jsonl")
+    assert sorted(entry["group_id"] for entry in ledger) == sorted(server.groups)
+    assert [caplog.text.count(f"{name} of run_dir") for name in names] == [1, 1, 1]
+
+
+async def test_a_ledger_that_cannot_be_written_ends_the_run(make_env: MakeEnv) -> None:
+    env = make_env()
+    (env.config.run_dir / "ledger" / "env-counting.jsonl").mkdir(parents=True)
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await run(env, FakeRolloutServer())
+
+    assert raised.group_contains(AtroposError, match=r"cannot be entered into ledger.*run_dir")
+
+
+async def test_a_group_that_is_no_json_costs_only_itself(make_env: MakeEnv) -> None:
+    def make(item: int) -> Any:
+        return {**a_scored_group(), "messages": [object() if item == 1 else "fine"]}
+
+    server = FakeRolloutServer(batch=2, steps=3)
+    made = await run(make_env(make), server)
+
+    assert made.stats.groups_dropped == {"refused": 1}
+    assert len(server.groups) >= 6
+
+
+async def test_a_group_that_comes_after_its_item_is_over_does_not_take_the_returned_ticket(make_env: MakeEnv) -> None:
+    late: list[asyncio.Task[None]] = []
+
+    async def send_late(env: CountingEnv) -> None:
+        await gone_back.wait()
+        assert env.run_link is not None
+        await env.run_link.send([a_scored_group()])
+
+    async def make(item: int) -> Any:
+        if item > 0:
+            return a_scored_group()
+        late.append(asyncio.create_task(send_late(env)))
+        return None
+
+    gone_back = asyncio.Event()
+    env, server = make_env(make, max_num_workers=1), FakeRolloutServer(batch=2, steps=3)
+    without_ticket: list[str] = []
+
+    def check(group: Group) -> None:
+        if group.ticket not in server.tickets:
+            without_ticket.append(group.group_id)
+
+    def note_step(group: Group) -> None:
+        check(group)
+        gone_back.set()
+
+    server.on_post = note_step
+    await run(env, server)
+    await asyncio.gather(*late)
+
+    assert server.returned["empty"] == 1
+    assert without_ticket == []
 
 
 async def test_a_refused_group_does_not_stop_those_that_travel_with_it(make_env: MakeEnv) -> None:

@@ -140,6 +140,46 @@ async def test_a_full_spool_leaves_groups_in_memory_and_loses_none(
     assert len(server.groups) == 3
 
 
+async def test_a_group_leaves_the_spool_after_its_entry_into_the_ledger(make_env: MakeEnv, tmp_path: Path) -> None:
+    env, server = make_env(max_num_workers=2), AwayServer(batch=2, steps=1, in_flight=2)
+    spool = Spool(tmp_path / "s.groups", max_bytes=1 << 20)
+    was_spooled: list[bool] = []
+
+    class Watched(RunRecords):
+        def accepted(self, group_id: str, n_sequences: int) -> None:
+            was_spooled.append(group_id in spool)
+
+    running = asyncio.create_task(EnvRunner(env, server, Watched(None, "counting"), spool=spool).run())
+    await until(lambda: len(spool) == 2)
+    server.back.set()
+    await running
+
+    assert was_spooled == [True, True]
+    assert len(spool) == 0
+
+
+async def test_a_spooled_group_that_the_ledger_has_already_is_not_entered_again(
+    make_env: MakeEnv, tmp_path: Path
+) -> None:
+    server, path = AwayServer(batch=2, steps=2, in_flight=2), tmp_path / "s.groups"
+    first = make_env(max_num_workers=2)
+    records = RunRecords(first.config.run_dir, first.display_name)
+    runner = EnvRunner(first, server, records, spool=Spool(path, max_bytes=1 << 20))
+    running = asyncio.create_task(runner.run())
+    await until(lambda: len(first.collected) == 2)
+    runner.stop()
+    await running
+    taken, *_ = _read(path)
+    records.accepted(taken.group_id, 2)
+
+    server.back.set()
+    await EnvRunner(make_env(), server, records, spool=Spool(path, max_bytes=1 << 20)).run()
+    records.close()
+
+    assert ledger(first).count(taken.group_id) == 1
+    assert sorted(ledger(first)) == sorted(server.groups)
+
+
 async def test_groups_that_wait_for_the_server_are_bounded(make_env: MakeEnv) -> None:
     env, server = make_env(max_num_workers=2), AwayServer(batch=2, steps=9, in_flight=100)
 

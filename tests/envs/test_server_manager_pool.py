@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atroposlib.envs.server_handling.engines.engine_load import EngineLoad
-from atroposlib.envs.server_handling.pool import engine_watch
+from atroposlib.envs.server_handling.pool import engine_watch, server_recovery
 from atroposlib.envs.server_handling.pool.seat import Split
 from atroposlib.envs.server_handling.pool.server_pool import Lease, ServerPool
 from atroposlib.envs.server_handling.pool.version_bounds import oldest
@@ -184,6 +184,88 @@ async def test_an_engine_without_metrics_gets_what_its_config_says(monkeypatch: 
 
     server.open.set()
     await asyncio.gather(*tasks)
+    await manager.close()
+
+
+@pytest.mark.parametrize("error", [ModelServerError("503"), TimeoutError()])
+async def test_an_engine_that_does_not_say_its_load_this_time_keeps_its_limit(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(engine_watch, "LOOK_EVERY_S", 0.001)
+    manager, [server] = a_pool("a", num_max_requests_at_once=20)
+    server.metrics = EngineLoad(running=4, waiting=16, kv_cache_usage=0.5)
+    server.open.clear()
+    seat = manager._pool.seats[0]
+    tasks = [asyncio.create_task(sample(manager)) for _ in range(40)]
+    await until(lambda: seat.concurrency.limit == 1)
+    looks = 0
+
+    async def fail() -> None:
+        nonlocal looks
+        looks += 1
+        raise error
+
+    server.engine_load = fail
+    await until(lambda: looks == 5)
+
+    assert seat.concurrency.limit == 1
+    server.open.set()
+    await asyncio.gather(*tasks)
+    await manager.close()
+
+
+async def test_a_failed_direct_request_does_not_starve_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_recovery, "LOOK_EVERY_S", 0.001)
+    manager, (one, _) = a_pool("ab")
+    one.fail_next = [ModelServerError("a moment of weakness")]
+    with pytest.raises(ModelServerError):
+        await one.sample_tokens(input_ids=[1])
+    one.load.retry_at = 0.0
+    assert not one.server_healthy
+
+    await sample(manager)
+
+    await until(lambda: one.server_healthy)
+    assert one.checks == 1
+    await manager.close()
+
+
+async def test_a_leaving_server_that_fails_is_not_brought_back() -> None:
+    manager, [server] = a_pool("a")
+    pool = manager._pool
+    [seat] = pool.seats
+    leases = [await pool.acquire(Split.TRAIN) for _ in range(3)]
+    watch = seat.watch
+    assert watch is not None
+
+    pool.detach(seat)
+    for lease in leases:
+        pool.failed(lease, "boom")
+        pool.release(lease)
+    assert seat.recovery is None
+    await pool.drain(seat)
+    await asyncio.gather(watch, return_exceptions=True)
+
+    assert watch.cancelled()
+    assert server.is_closed
+    assert pool.leaving == []
+    await manager.close()
+
+
+async def test_a_server_whose_connections_do_not_close_is_gone_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager, [server] = a_pool("a")
+    await sample(manager)
+
+    async def close() -> None:
+        raise OSError("stuck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "close", close)
+        with pytest.raises(OSError, match="stuck"):
+            await manager.remove_server("http://a/v1")
+
+    assert manager._pool.leaving == []
+    assert manager.sampled_tokens == 2
     await manager.close()
 
 

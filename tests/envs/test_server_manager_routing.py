@@ -479,3 +479,31 @@ async def test_the_clock_runs_while_a_request_is_at_a_server() -> None:
 
     assert manager.busy.seconds >= 0.02
     await manager.close()
+
+
+async def test_a_callers_own_short_limit_is_kept_and_does_not_count_against_the_server() -> None:
+    manager, [server] = a_pool("a")
+    server.open.clear()
+
+    for _ in range(circuit_breaker.FAILURES_TO_OPEN):
+        with pytest.raises(ModelServerError, match=r"the request's own timeout is 0\.02 s"):
+            await manager.chat_completion(**CHAT, timeout=0.02)
+
+    [seat] = manager._pool.seats
+    assert seat.breaker.circuit is circuit_breaker.Circuit.CLOSED
+    assert seat.breaker.last_error == ""
+    server.open.set()
+    await manager.chat_completion(**CHAT, timeout=3600)
+    await manager.close()
+
+
+async def test_a_client_that_measures_the_callers_limit_itself_does_not_count_either() -> None:
+    manager, [server] = a_pool("a")
+    failure = ModelServerError("no answer (limit 0.5 s)")
+    failure.__cause__ = TimeoutError()
+    server.fail_next = [failure]
+
+    await manager.chat_completion(**CHAT, timeout=0.5)
+
+    assert manager._pool.seats[0].breaker.last_error == ""
+    await manager.close()

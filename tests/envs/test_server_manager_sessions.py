@@ -114,6 +114,45 @@ async def test_with_a_mix_of_servers_sessions_go_where_token_ids_are(tokenizer: 
     await manager.close()
 
 
+async def test_after_all_have_left_a_server_without_token_ids_is_an_outage_not_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Any
+) -> None:
+    monkeypatch.delenv("ATROPOS_ALLOW_DUMMY_MANAGED_SERVER", raising=False)
+    manager, _ = a_pool("a")
+    await manager.sync_servers([])
+
+    async def open_session() -> None:
+        async with manager.managed_server(tokenizer=tokenizer):
+            pass
+
+    waiting = asyncio.create_task(open_session())
+    await asyncio.sleep(0)
+    manager._server_class = TextServer
+    await manager.sync_servers(["http://b/v1"])
+    with pytest.raises(ModelServerError, match="none that joined returns token ids"):
+        await waiting
+    await manager.close()
+
+
+async def test_a_server_that_joins_and_leaves_at_once_is_an_outage(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Any
+) -> None:
+    manager, _ = a_pool("a")
+    await manager.sync_servers([])
+
+    async def come_and_go(is_training: bool) -> None:
+        """The server is gone again before the session opens."""
+
+    monkeypatch.setattr(manager, "wait_for_sem", come_and_go)
+    with pytest.raises(ModelServerError, match="all have left"):
+        async with manager.managed_server(tokenizer=tokenizer):
+            pass
+    with pytest.raises(ModelServerError, match="all have left"):
+        async with manager.dedicated_server():
+            pass
+    await manager.close()
+
+
 class ProxySession:
     def __init__(self, url: str, **options: Any) -> None:
         self.url, self.options, self.is_open = url, options, False
@@ -139,11 +178,16 @@ async def test_with_a_proxy_sessions_live_there(monkeypatch: pytest.MonkeyPatch)
     async with manager.managed_server(base_url="http://b/v1") as session:
         assert session.is_open
         assert session.url == "http://proxy"
-        assert session.options == {"base_url": "http://b/v1", "tool_parser": "hermes", "model_name": "m"}
+        assert session.options == {
+            "base_url": "http://b/v1", "tool_parser": "hermes", "model_name": "m", "require_version": False,
+        }  # fmt: skip
     assert not session.is_open
     manager.tool_parser = "llama3_json"
+    manager.train_only_on_published_versions()
     async with manager.managed_server() as session:
-        assert session.options == {"base_url": "http://a/v1", "tool_parser": "llama3_json", "model_name": "m"}
+        assert session.options == {
+            "base_url": None, "tool_parser": "llama3_json", "model_name": "m", "require_version": True,
+        }, "the proxy spreads sessions over the servers that it knows"  # fmt: skip
     await manager.close()
 
 

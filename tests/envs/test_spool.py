@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from atroposlib.envs.serving.delivery import wire_group
 from atroposlib.envs.serving.spool import Spool
-from atroposlib.errors import SpoolError
+from atroposlib.errors import GroupFormatError, SpoolError
 from atroposlib.wire.columns import Group, encode_group
 from tests.envs.fakes import a_scored_group
 
@@ -108,6 +110,59 @@ def test_a_torn_tail_costs_only_the_group_that_was_being_written(tmp_path: Path,
     again = Spool(path, max_bytes=ROOMY)
     assert ids(again.recover()) == ["a", "c"]
     again.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["torn.groups"]
+
+
+def an_invalid_group(group_id: str) -> Group:
+    return replace(a_group(group_id), scores=np.array([0.0, np.nan]))
+
+
+def test_a_group_that_nobody_could_read_again_is_not_written(open_spool: OpenSpool) -> None:
+    spool = open_spool()
+    spool.keep(a_group("a"))
+    with pytest.raises(GroupFormatError, match="scores"):
+        spool.keep(an_invalid_group("b"))
+    spool.keep(a_group("c"))
+    die(spool)
+
+    assert ids(open_spool().recover()) == ["a", "c"]
+
+
+@pytest.mark.parametrize("behind", [b"", encode_group(a_group("c"))], ids=["last", "in the middle"])
+def test_groups_behind_a_damaged_one_are_set_aside_before_they_are_cut_off(
+    path: Path, open_spool: OpenSpool, behind: bytes
+) -> None:
+    rest = encode_group(an_invalid_group("b")) + behind
+    path.parent.mkdir()
+    path.write_bytes(encode_group(a_group("a")) + rest)
+
+    assert ids(open_spool().recover()) == ["a"]
+
+    assert path.with_name("env.groups.bad").read_bytes() == rest
+
+
+def test_a_damaged_length_does_not_pass_for_a_torn_tail(path: Path, open_spool: OpenSpool) -> None:
+    rest = b"\xff" + encode_group(a_group("b"))[1:] + encode_group(a_group("c"))
+    path.parent.mkdir()
+    path.write_bytes(rest)
+
+    assert open_spool().recover() == []
+
+    assert path.with_name("env.groups.bad").read_bytes() == rest
+
+
+def test_making_room_survives_a_group_that_the_disk_has_lost(path: Path, open_spool: OpenSpool) -> None:
+    size = len(encode_group(a_group("a")))
+    spool = open_spool(2 * size)
+    spool.keep(a_group("a"))
+    spool.keep(a_group("b"))
+    os.truncate(path, 2 * size - 1)
+
+    spool.keep(a_group("c"))
+
+    assert "b" not in spool
+    spool.close()
+    assert ids(open_spool().recover()) == ["a", "c"]
 
 
 def test_it_is_bounded_and_makes_room_by_leaving_out_what_was_delivered(path: Path, open_spool: OpenSpool) -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from atroposlib.wire.columns import Group
 from atroposlib.wire.json_codec import group_from_json, read_scored_data
-from atroposlib.wire.models import RunInfo
+from atroposlib.wire.models import OLD_RUN_PREFIX, RunInfo
 from rollout_server.compat.batch_pieces import PIECE_BYTES, slices
 from rollout_server.compat.dedupe import Deduplication, content_digest
 from rollout_server.compat.messages import UNLIMITED_STEPS, Registration
-from rollout_server.compat.runs import RUN_PREFIX, carried_over, continues, numbered_name, run_request
+from rollout_server.compat.runs import carried_over, continues, numbered_name, run_request
 from tests.rollout_server.test_compat_status_env import an_env_status
 
 REGISTRATION = Registration(
@@ -23,7 +23,9 @@ REGISTRATION = Registration(
 )  # fmt: skip
 
 
-def a_run(registration: Registration = REGISTRATION, *, name: str = f"{RUN_PREFIX}1", acknowledged: int = 0) -> RunInfo:
+def a_run(
+    registration: Registration = REGISTRATION, *, name: str = f"{OLD_RUN_PREFIX}1", acknowledged: int = 0
+) -> RunInfo:
     return RunInfo(
         run_name=name, run_id="id", session=1, policy_version=0, committed_step=acknowledged,
         acknowledged_step=acknowledged, request=run_request(name, registration, start_step=None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,19 @@ def test_payload_is_only_appended(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lies before the end, 10"):
         file.write(4, [b"x"])
     file.close()
+
+
+def test_a_file_that_refuses_its_first_write_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_file(tmp_path / "file").close()
+    descriptors: list[int] = []
+
+    def refuse(descriptor: int, data: memoryview, offset: int) -> int:
+        descriptors.append(descriptor)
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(direct_file.os, "pwrite", refuse)
+    with pytest.raises(OSError, match="Invalid argument"):
+        DirectFile(tmp_path / "file")
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptors[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import pytest
 from atroposlib.errors import StoreUnavailableError
 from atroposlib.wire.columns import Blob, Group, encode_group, read_blobs
 from atroposlib.wire.models import EnvRequest, TicketRequest
+from rollout_server.stores import run_folder
 from rollout_server.stores.base import Batch, StoreLimits
 from rollout_server.stores.embedded import SQLiteStore
 from rollout_server.stores.run_reader import RunReader
+from rollout_server.stores.run_state import RunState
+from rollout_server.stores.schema import open_database
 from rollout_server.stores.segments import SegmentFiles
 from tests.builders import a_group, a_run
 
@@ -42,15 +46,20 @@ async def a_ticket(store: SQLiteStore, session: int) -> str:
     return grant.tickets[0].ticket
 
 
+def refuse(*arguments: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+def _is_open(descriptor: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")
+
+
 class FullDisk:
     """Stands in for SegmentFiles.write until it is told that there is room again."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
-        monkeypatch.setattr(SegmentFiles, "write", self._refuse)
-
-    def _refuse(self, *arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
+        monkeypatch.setattr(SegmentFiles, "write", refuse)
 
     def has_room(self) -> None:
         self._monkeypatch.undo()
@@ -173,3 +182,94 @@ async def test_bytes_that_no_row_names_do_no_harm(store: SQLiteStore, tmp_path: 
     assert latest is not None
     assert next(read_blobs(latest)).header.group_id == "g2"
     await again.close()
+
+
+async def test_a_run_that_cannot_be_put_aside_stays_open_and_the_next_try_works(
+    store: SQLiteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await started(store)
+    await store.append(blobs(a_group("g1")))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(StoreUnavailableError, match="No space left on device"):
+            await asyncio.wait_for(store.open_run(a_run("another")), 5)
+
+    assert (await store.status()).run_name == "run"
+    assert (await store.append(blobs(a_group("g1"), a_group("g2")), is_strict=False))[1].status == "accepted"
+    await store.open_run(a_run("another"))
+    assert (await store.status()).run_name == "another"
+    assert len(list((tmp_path / "data" / "archive").iterdir())) == 1
+
+
+async def test_a_run_that_is_put_aside_with_no_room_for_a_new_one_is_followed_by_it_later(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await started(store)
+    await store.append(blobs(a_group("g1")))
+    tries: list[int] = []
+
+    def refuse_once(*arguments: Any, **options: Any) -> Any:
+        tries.append(1)
+        return refuse() if len(tries) == 1 else open_database(*arguments, **options)
+
+    monkeypatch.setattr(run_folder, "open_database", refuse_once)
+    with pytest.raises(StoreUnavailableError):
+        await asyncio.wait_for(store.open_run(a_run("another")), 5)
+
+    assert await store.known(["g1"]) == set()
+    await started(store)
+    assert (await store.append(blobs(a_group("g1"))))[0].status == "accepted"
+
+
+async def test_a_store_that_cannot_go_back_refuses_at_once_and_says_so(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await started(store)
+    monkeypatch.setattr(SegmentFiles, "write", refuse)
+    monkeypatch.setattr(run_folder, "read_snapshot", refuse)
+
+    for text in ("could not write", "restart the server"):
+        with pytest.raises(StoreUnavailableError, match=text):
+            await asyncio.wait_for(store.append(blobs(a_group("g1"))), 5)
+    with pytest.raises(StoreUnavailableError, match="restart the server"):
+        await store.status()
+    await asyncio.wait_for(store.close(), 5)
+
+
+async def test_files_kept_for_reuse_do_not_go_to_the_archive(store: SQLiteStore, tmp_path: Path) -> None:
+    await started(store)
+    await store.append(blobs(a_group("g1")))
+    (tmp_path / "data" / "current" / "segments" / "00000009.spare").write_bytes(b"old")
+
+    await store.open_run(a_run("another"))
+
+    assert list((tmp_path / "data" / "archive").glob("*/segments/*.seg"))
+    assert not list((tmp_path / "data" / "archive").rglob("*.spare"))
+
+
+async def test_runs_that_follow_each_other_leave_no_connection_open(store: SQLiteStore, tmp_path: Path) -> None:
+    def open_indexes() -> int:
+        links = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if _is_open(number)]
+        return sum(link.startswith(str(tmp_path)) and "archive" in link for link in links)
+
+    found = []
+    for number in range(4):
+        await store.open_run(a_run(f"run-{number}"))
+        await store.register_env(EnvRequest(name="env", group_size=2))
+        await store.known(["g1"])
+        found.append(open_indexes())
+
+    assert found[3] == found[2] == found[1]
+
+
+async def test_changes_that_cannot_be_collected_are_refused_and_the_next_are_written(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await started(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "take_changes", refuse)
+        with pytest.raises(StoreUnavailableError):
+            await asyncio.wait_for(store.append(blobs(a_group("g1"))), 5)
+
+    assert (await store.append(blobs(a_group("g1"))))[0].status == "accepted"

@@ -26,3 +26,28 @@ def test_the_newest_stay_within_the_limit(sizes: list[int], limit: int, dropped:
     recent.drop(places[index] for index in dropped if index < len(places))
     for index, place in enumerate(places):
         assert (recent.get(place) is not None) == (held[index] and index not in dropped)
+
+
+def test_a_view_counts_with_the_whole_buffer_behind_it() -> None:
+    recent = RecentPayloads(500)
+    small = Place(1, 0, 10)
+
+    recent.add([(small, memoryview(bytes(1000))[:10])])
+
+    assert recent.get(small) is None
+
+
+def test_views_of_one_buffer_count_once_until_the_last_is_dropped() -> None:
+    recent = RecentPayloads(150)
+    body = memoryview(bytes(100))
+    places = [Place(1, offset, 50) for offset in (0, 50, 100)]
+
+    recent.add([(places[0], body[:50]), (places[1], body[50:]), (places[2], bytes(50))])
+    assert None not in [recent.get(place) for place in places]
+
+    recent.drop(places[:1])
+    recent.add([(Place(1, 150, 1), b"x")])  # the buffer is still there: its last view has to go
+    assert [recent.get(place) is not None for place in places] == [False, False, True]
+
+    recent.add([(Place(1, 151, 99), bytes(99))])
+    assert recent.get(places[2]) is not None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollout_server.stores import direct_file
 from rollout_server.stores import segments as module
 from rollout_server.stores.direct_file import DirectFile
 from rollout_server.stores.payloads import Place, split
@@ -165,6 +166,50 @@ def test_a_file_system_without_direct_writes_is_written_through_the_cache(
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(module, "DirectFile", refuse)
+    segments = a_folder(tmp_path, is_synced=True)
+
+    places = put(segments, b"one", b"two")
+
+    assert segments.read(places) == [b"onetwo"]
+
+
+def test_a_file_put_away_by_another_process_while_it_is_read_is_gone_and_not_other_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, reader = a_folder(tmp_path, retain_bytes=0), a_folder(tmp_path)
+    [place] = put(server, b"old" * 30)
+    put(server, b"x" * 100)
+    read_all = module._read_all
+
+    def slow_read(descriptor: int, offset: int, size: int) -> bytes:
+        server.release([place])
+        for _ in range(3):
+            put(server, b"new" * 33)
+        return read_all(descriptor, offset, size)
+
+    monkeypatch.setattr(module, "_read_all", slow_read)
+
+    with pytest.raises(FileNotFoundError):
+        reader.read([place])
+
+
+def test_a_new_folder_is_as_durable_as_the_files_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(module, "_sync_folder", synced.append)
+
+    put(a_folder(tmp_path, is_synced=True), b"one")
+    put(a_folder(tmp_path, is_synced=True), b"two")
+
+    assert synced == [tmp_path, tmp_path / "segments", tmp_path / "segments"]
+
+
+def test_a_file_system_that_refuses_the_first_direct_write_is_written_through_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, data: memoryview, offset: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(direct_file.os, "pwrite", refuse)
     segments = a_folder(tmp_path, is_synced=True)
 
     places = put(segments, b"one", b"two")

@@ -68,6 +68,31 @@ def _with(group: Group, **changes: object) -> bytes:
     return encode_group(replace(group, **changes))  # type: ignore[arg-type]
 
 
+def test_numpy_values_in_header_facts_become_json_values() -> None:
+    overrides = [{"weight": np.float32(0.5)}, {"steps": np.arange(2), "on": np.bool_(True)}]
+
+    [decoded] = decode_groups(_with(a_group(), overrides=overrides, extra={"n": np.int64(3)}))
+
+    assert decoded.overrides == [{"weight": 0.5}, {"steps": [0, 1], "on": True}]
+    assert decoded.extra == {"n": 3}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("messages", [{"content": object()}]),
+        ("generation_params", {("a", "b"): 1}),
+        ("images", "\ud800"),
+        ("extra", {"x": np.longdouble(1)}),
+        ("tokens", [1 << 40] * 14),
+        ("scores", ["good", "bad"]),
+    ],
+)
+def test_what_cannot_be_encoded_names_the_group_and_the_field(field: str, value: object) -> None:
+    with pytest.raises(GroupFormatError, match=f"group 'g7': .*'{field}'"):
+        _with(a_group("g7"), **{field: value})
+
+
 BAD = {
     "nan in scores": lambda: _with(a_group(), scores=np.array([0.0, np.nan])),
     "infinite logprob": lambda: _with(a_group(), inference_logprobs=np.full(14, -np.inf, np.float32)),

@@ -19,7 +19,7 @@ from atroposlib.envs.processing.resume import ProcessOutput
 from atroposlib.envs.processing.summary import ProcessSummary
 from atroposlib.envs.progress import Advance, progress
 from atroposlib.envs.serving.sending import split_result
-from atroposlib.errors import ConfigError, RolloutDeadlineError, RolloutError
+from atroposlib.errors import ConfigError, RolloutDeadlineError, infrastructure_error
 from atroposlib.frontend.jsonl2html import generate_html
 from atroposlib.type_definitions import Item
 
@@ -110,6 +110,8 @@ class _Processor:
         self._outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
         self._waiting: dict[int, Outcome] = {}
         """Finished, and behind an item that still runs."""
+        self._unwritable: OSError | None = None
+        """Why a group could not be written to the file."""
 
     async def run(self) -> None:
         """Return when enough is written or nothing is left."""
@@ -132,7 +134,11 @@ class _Processor:
         """One group, unless there are enough."""
         if self._is_enough(0):
             return
-        self._output.write(group)
+        try:
+            self._output.write(group)
+        except OSError as error:
+            self._unwritable = error
+            raise
         self._summary.note(group)
         self._advance()
 
@@ -174,42 +180,65 @@ class _Processor:
         except ConfigError:
             raise
         except Exception as error:  # the author's code: what it raises is theirs
-            outcome = Outcome(job, error=error)
+            outcome = Outcome(job, error=infrastructure_error(error) or error)
         self._outcomes.put_nowait(outcome)
 
     async def _finish(self, outcome: Outcome) -> None:
         """Write an item's groups. Its failure is counted; a long row of failures ends the run."""
         before = self._summary.groups
         self._later.extend(outcome.later)
-        if outcome.data:
-            await self._env.handle_send_to_api(
-                outcome.data, outcome.job.item, do_send_to_api=False, abort_on_any_max_length_exceeded=False
-            )
+        error = await self._send(outcome) if outcome.data else outcome.error
         written = self._summary.groups - before
         self._output.end_item(written, is_drawn=outcome.job.is_drawn)
         if written:
             self._limit.note_success()
-            await self._env.wandb_log()
+            if error is not None:
+                log.error("item %d: a group was written, but not all: %s", outcome.job.index, error, exc_info=error)
+            await self._log_metrics()
         elif not self._is_enough(0):
-            self._summary.note_empty(outcome.error)
+            self._summary.note_empty(error)
             if not outcome.later:
-                self._limit.note_failure(outcome.error)
+                self._limit.note_failure(error)
+
+    async def _send(self, outcome: Outcome) -> Exception | None:
+        """Hand an item's groups on. What the environment raises comes back; what ends the run is raised."""
+        failure: Exception | None = None
+        try:
+            await self._env.handle_send_to_api(
+                outcome.data, outcome.job.item, do_send_to_api=False, abort_on_any_max_length_exceeded=False
+            )
+        except ConfigError:
+            raise
+        except Exception as error:  # the author's groups, and their override
+            failure = infrastructure_error(error) or error
+        if self._unwritable is not None:
+            raise self._unwritable
+        return failure
+
+    async def _log_metrics(self) -> None:
+        try:
+            await self._env.wandb_log()
+        except ConfigError:
+            raise
+        except Exception:
+            log.exception("wandb_log of the environment failed; rollouts go on")
 
 
 async def _roll_out(env: BaseEnv, job: Job) -> Outcome:
     """Collect and postprocess; infrastructure failures are tried again.
 
     Raises:
-        RolloutError: the last of them.
+        RolloutError, ExceptionGroup: the last of them.
     """
     for attempt in range(1, ITEM_TRIES):
         try:
             return await _try_once(env, job)
-        except RolloutDeadlineError:
-            # Another try would most likely take as long.
-            raise
-        except RolloutError as error:
-            log.warning("rollout failed, attempt %d of %d: %s", attempt, ITEM_TRIES, error)
+        except Exception as error:
+            failure = infrastructure_error(error)
+            # Another try of what was too slow would most likely take as long.
+            if failure is None or isinstance(failure, RolloutDeadlineError):
+                raise
+            log.warning("rollout failed, attempt %d of %d: %s", attempt, ITEM_TRIES, failure)
     return await _try_once(env, job)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from atroposlib.utils.plain_json import plain
+
 JOURNAL_SUFFIX = ".progress"
 
 
@@ -40,7 +42,7 @@ class ProcessOutput:
 
     def write(self, group: Mapping[str, Any]) -> None:
         """One group, one line, flushed."""
-        self._groups.write(json.dumps(group, ensure_ascii=False, default=_plain) + "\n")
+        self._groups.write(json.dumps(group, ensure_ascii=False, default=plain) + "\n")
         self._groups.flush()
 
     def end_item(self, n_groups: int, *, is_drawn: bool) -> None:
@@ -139,8 +141,3 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
     # Split by hand: splitlines would take a torn last line for a whole one.
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines]
-
-
-def _plain(value: Any) -> Any:
-    """numpy numbers and arrays, which rewards often are."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

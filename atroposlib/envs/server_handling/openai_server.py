@@ -86,15 +86,20 @@ class OpenAIServer(APIServer):
             raise ModelServerError(f"inference server {self.api_url}: GET /models answered {answer.status}")
 
     async def engine_load(self) -> EngineLoad | None:
-        """From the engine's Prometheus page; an engine that was found to have none is not asked again."""
+        """From the engine's Prometheus page; an engine that was found to have none is not asked again.
+
+        Raises:
+            ModelServerError: the page did not come this time.
+        """
         if not self._has_metrics:
             return None
-        try:
-            answer = await self.http.get(f"{self.root_url}/metrics", timeout_s=HEALTH_TIMEOUT_S)
-        except ModelServerError:
-            return None
+        answer = await self.http.get(f"{self.root_url}/metrics", timeout_s=HEALTH_TIMEOUT_S)
         self._has_metrics = answer.status not in (401, 403, 404, 405)
-        return parse_engine_load(answer.body.decode("utf-8", errors="replace")) if answer.status == 200 else None
+        if not self._has_metrics:
+            return None
+        if answer.status != 200:
+            raise ModelServerError(f"inference server {self.api_url}: GET /metrics answered {answer.status}")
+        return parse_engine_load(answer.body.decode("utf-8", errors="replace"))
 
     async def _chat_completion_wrapper(self, **kwargs: Any) -> ChatCompletion:
         from openai.types.chat import ChatCompletion

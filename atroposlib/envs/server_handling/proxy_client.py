@@ -9,8 +9,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from atroposlib.envs.server_handling.sessions.chat_messages import plain_messages
+from atroposlib.envs.server_handling.sessions.provenance import Origin, remember
 from atroposlib.envs.server_handling.sessions.sequence_node import SequenceNode
 from atroposlib.errors import ConfigError, ModelServerError, RolloutError
+from atroposlib.type_definitions import MASKED
+from atroposlib.wire.layout import NOT_SAMPLED
 
 if TYPE_CHECKING:
     import httpx
@@ -30,6 +33,7 @@ class ProxyManagedServer:
         session_uuid: of a session made with create_proxy_session.
         base_url: the inference server behind it, for readers.
         timeout_s: for one request, sampling included.
+        require_version: refuse sampled tokens whose policy version the proxy does not say.
     """
 
     def __init__(
@@ -40,12 +44,14 @@ class ProxyManagedServer:
         base_url: str | None = None,
         *,
         timeout_s: float = REQUEST_TIMEOUT_S,
+        require_version: bool = False,
     ) -> None:
         self.proxy_url = proxy_url.rstrip("/")
         self.session_uuid = session_uuid
         self.model_name = model_name
         self.base_url = base_url
         self._timeout_s = timeout_s
+        self._require_version = require_version
         self._nodes: list[SequenceNode] = []
         self._fetches = 0
         self._newest_fetch = 0
@@ -79,15 +85,35 @@ class ProxyManagedServer:
         raise NotImplementedError("the proxy has no route for text completions: use chat_completion")
 
     async def fetch_state(self) -> dict[str, Any]:
-        """Ask the proxy for the nodes; needed only where an agent talked to get_url() by itself."""
+        """Ask the proxy for the nodes; needed only where an agent talked to get_url() by itself.
+
+        Raises:
+            ModelServerError: as chat_completion; or a sampled token lacks the policy version that is required.
+        """
         self._fetches += 1
         fetch = self._fetches
         answer = await self._request("GET", "/nodes")
         # Answers of concurrent calls may cross: an older one must not take newer nodes away.
         if fetch > self._newest_fetch:
             self._newest_fetch = fetch
-            self._nodes = [SequenceNode.model_validate(node) for node in answer["nodes"]]
+            self._take([SequenceNode.model_validate(node) for node in answer["nodes"]])
         return self.get_state()
+
+    def _take(self, nodes: list[SequenceNode]) -> None:
+        """Make these the session's nodes, and note where those that are new come from."""
+        if self._require_version and any(_lacks_versions(node) for node in nodes):
+            raise ModelServerError(
+                f"the proxy {self.proxy_url} does not say which published policy version sampled its tokens, so "
+                "they cannot be trained on; it can work once the trainer has published weights to its servers"
+            )
+        seen, self._nodes = self._nodes, nodes
+        for node in nodes:
+            if node in seen:
+                # Once for each: another sequence of the same tokens has its own origin.
+                seen.remove(node)
+                continue
+            versions = node.policy_versions or [(NOT_SAMPLED, len(node.tokens))]
+            remember(node.tokens, Origin(node.logprobs, versions, (node.metadata or {}).get("finish_reason", "stop")))
 
     def get_state(self) -> dict[str, Any]:
         """The nodes as of the last call."""
@@ -131,12 +157,14 @@ async def create_proxy_session(
     model_name: str = "unknown",
     *,
     timeout_s: float = REQUEST_TIMEOUT_S,
+    require_version: bool = False,
 ) -> ProxyManagedServer:
     """Open a session in a proxy; use it as an async context manager, so that it is deleted.
 
     Args:
         base_url: of the inference server to use; None: the proxy chooses.
         model_name: where the proxy does not say.
+        require_version: refuse sampled tokens whose policy version the proxy does not say.
     Raises:
         ModelServerError: the proxy is away.
         RolloutError: the proxy refused, for example because it does not know base_url.
@@ -151,6 +179,17 @@ async def create_proxy_session(
         model_name=answer.get("model_name") or model_name,
         base_url=answer.get("base_url") or base_url,
         timeout_s=timeout_s,
+        require_version=require_version,
+    )
+
+
+def _lacks_versions(node: SequenceNode) -> bool:
+    """Whether some sampled token carries no policy version."""
+    versions = [version for version, length in node.policy_versions for _ in range(length)]
+    if not versions:
+        return bool(node.completion_ids)
+    return any(
+        version == NOT_SAMPLED and label != MASKED for version, label in zip(versions, node.masked_tokens, strict=True)
     )
 
 

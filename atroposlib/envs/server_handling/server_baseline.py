@@ -188,7 +188,11 @@ class APIServer(ABC):
         return None
 
     async def engine_load(self) -> EngineLoad | None:
-        """How loaded the engine says it is; None where it says nothing."""
+        """How loaded the engine says it is; None where it never says.
+
+        Raises:
+            ModelServerError: it did not say this time.
+        """
         return None
 
     async def close(self) -> None:

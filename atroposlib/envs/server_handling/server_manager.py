@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, Field
 
+from atroposlib.envs.gathering import all_or_none
 from atroposlib.envs.server_handling.pool.busy_clock import BusyClock
-from atroposlib.envs.server_handling.pool.joined_answers import all_or_none, join_answers, split_n
+from atroposlib.envs.server_handling.pool.joined_answers import join_answers, split_n
 from atroposlib.envs.server_handling.pool.routing import Router
 from atroposlib.envs.server_handling.pool.seat import Seat, Split, split_of
 from atroposlib.envs.server_handling.pool.server_classes import server_class_of
@@ -26,7 +27,7 @@ from atroposlib.envs.server_handling.sessions.session_choice import (
     managed_session,
     proxy_session,
 )
-from atroposlib.errors import ConfigError
+from atroposlib.errors import ConfigError, ModelServerError
 
 if TYPE_CHECKING:
     from openai.types import Completion
@@ -162,24 +163,22 @@ class ServerManager:
 
         Args:
             tokenizer: of the policy; None: by the server's config.
-            base_url: the inference server that the proxy uses; without a proxy it means nothing.
+            base_url: the inference server that the proxy uses; None: it chooses. Without a proxy it means nothing.
             preserve_think_blocks: leave think blocks to the chat template.
         Raises:
             NotImplementedError: no server returns token ids.
             ConfigError: use_proxy without the proxy's URL.
-            ModelServerError: all servers have left, and none joined in time.
+            ModelServerError: all servers have left, and none that returns token ids joined in time.
         """
         if self.use_proxy:
-            url = base_url or self._get_server_base_url()
             model_name = self.servers[0].config.model_name if self.servers else "unknown"
-            async with proxy_session(self.proxy_url, url, self.tool_parser, model_name) as session:
+            async with proxy_session(
+                self.proxy_url, base_url, self.tool_parser, model_name, require_version=self._require_version
+            ) as session:
                 yield session
             return
-        if not self._pool.seats:
-            # All have left: another may join.
-            await self.wait_for_sem(is_training=True)
-        are_dummies_enough = not any(seat.returns_tokens for seat in self._pool.seats) and dummies_allowed()
-        with self._pool.session(needs_tokens=not are_dummies_enough) as seat:
+        needs_tokens = await self._sessions_need_tokens()
+        with self._pool.session(needs_tokens=needs_tokens) as seat:
             managed = managed_session(self, seat, tokenizer, preserve_think_blocks)
             try:
                 yield managed
@@ -200,11 +199,11 @@ class ServerManager:
         """Wait until some server has a free slot for training, or else for evaluation. It is not taken."""
         await self._router.wait_for_slot(Split.TRAIN if is_training else Split.EVAL)
 
-    def train_only_on_published_versions(self) -> None:
+    def train_only_on_published_versions(self, is_on: bool = True) -> None:
         """From here on refuse tokens of a server that does not say which published policy version sampled them."""
-        self._require_version = True
+        self._require_version = is_on
         for server in self.servers:
-            server.require_version = True
+            server.require_version = is_on
 
     # Servers that join and leave
 
@@ -297,6 +296,22 @@ class ServerManager:
     def _get_server_base_url(self, i: int = 0) -> str | None:
         return self.servers[i].config.base_url if i < len(self.servers) else None
 
+    async def _sessions_need_tokens(self) -> bool:
+        """Whether sessions must be on a server that returns token ids. Where all have left, another may join first."""
+        had_left = not self._pool.seats
+        if had_left:
+            await self.wait_for_sem(is_training=True)
+        if not self._pool.seats or any(seat.returns_tokens for seat in self._pool.seats):
+            return True
+        try:
+            return not dummies_allowed()
+        except NotImplementedError as error:
+            if not had_left:
+                raise
+            raise ModelServerError(
+                "all inference servers had left, and none that joined returns token ids; one that does may join"
+            ) from error
+
     async def _in_parts(self, name: str, kwargs: dict[str, Any], prefer: APIServer | None) -> Any:
         n = kwargs.get("n") or 1
         if n <= self.max_n_completions:
@@ -314,7 +329,9 @@ class ServerManager:
         tokens: bool = False,
     ) -> T:
         home = None if prefer is None else next((s for s in self._pool.seats if s.server is prefer), None)
-        return await self._router.ask(name, call, split=split_of(kwargs), needs_tokens=tokens, home=home)
+        return await self._router.ask(
+            name, call, split=split_of(kwargs), needs_tokens=tokens, home=home, timeout_s=_own_timeout_s(kwargs)
+        )
 
 
 def _method(name: str, kwargs: dict[str, Any]) -> Callable[[Seat], Awaitable[Any]]:
@@ -322,6 +339,12 @@ def _method(name: str, kwargs: dict[str, Any]) -> Callable[[Seat], Awaitable[Any
         return await getattr(seat.server, name)(**kwargs)
 
     return call
+
+
+def _own_timeout_s(kwargs: dict[str, Any]) -> float | None:
+    """The seconds that a request allows itself; None where it does not say."""
+    given = kwargs.get("timeout")
+    return float(given) if isinstance(given, int | float) and given > 0 else None
 
 
 def _harness() -> APIServer:

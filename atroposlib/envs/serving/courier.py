@@ -11,7 +11,15 @@ from typing import Protocol
 
 from atroposlib.envs.serving.membership import Membership
 from atroposlib.envs.serving.spool import Spool
-from atroposlib.errors import AtroposError, NoRunError, ProtocolError, RunChangedError, SpoolError, UnknownEnvError
+from atroposlib.errors import (
+    AtroposError,
+    GroupFormatError,
+    NoRunError,
+    ProtocolError,
+    RunChangedError,
+    SpoolError,
+    UnknownEnvError,
+)
 from atroposlib.wire.columns import Group
 from atroposlib.wire.models import GroupResult
 
@@ -86,12 +94,12 @@ class Courier:
                 requests.create_task(send(self._take()))
 
     async def deliver(self, group: Group) -> GroupResult:
-        """Hand a group over and wait for the server's answer.
+        """Hand a group over and wait for the server's answer; forget() once that is in the books.
 
         Raises:
             RunChangedError: the run that the group was made for is gone.
             ProtocolError: the server refused the group.
-            ServerUnreachableError: no answer within server_deadline_s; the group is in the spool.
+            AtroposError: no answer within server_deadline_s, or no leave to send; the group is in the spool.
         """
         parcel = _Parcel(group, asyncio.get_running_loop().create_future())
         self._waiting.append(parcel)
@@ -106,10 +114,17 @@ class Courier:
             self._keep(group)
             raise
         except (RunChangedError, ProtocolError):
-            self._forget(group)
+            self.forget(group)
             raise
-        self._forget(group)
+        except AtroposError:
+            self._keep(group)
+            raise
         return result
+
+    def forget(self, group: Group) -> None:
+        """The group is answered for: it need not survive this process."""
+        if self._spool is not None:
+            self._spool.delivered(group.group_id)
 
     async def deliver_left_over(self) -> AsyncIterator[tuple[Group, GroupResult]]:
         """Send what an earlier process spooled; groups of an earlier run are thrown away."""
@@ -119,7 +134,7 @@ class Courier:
                 yield group, result
             except (RunChangedError, ProtocolError) as error:
                 log.warning("spooled group %s is thrown away: %s", group.group_id, error)
-            self._forget(group)
+            self.forget(group)
 
     def close(self) -> None:
         """Close the spool."""
@@ -172,7 +187,7 @@ class Courier:
     def _recover(self) -> list[Group]:
         try:
             groups = self._spool.recover() if self._spool is not None else []
-        except SpoolError as error:
+        except (SpoolError, OSError) as error:
             log.warning("this environment goes on without its spool: %s", error)
             self._spool = None
             return []
@@ -186,9 +201,5 @@ class Courier:
         try:
             # Blocks for one flush; there is nothing to do anyway while the server is away.
             self._spool.keep(group)
-        except (SpoolError, OSError) as error:
+        except (SpoolError, GroupFormatError, OSError) as error:
             log.warning("group %s waits in memory only: %s", group.group_id, error)
-
-    def _forget(self, group: Group) -> None:
-        if self._spool is not None:
-            self._spool.delivered(group.group_id)

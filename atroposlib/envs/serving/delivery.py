@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -49,12 +50,12 @@ def is_sft(group: ScoredDataGroup) -> bool:
     return bool(overrides) and all(isinstance(row, dict) and bool(row.get("sft")) for row in overrides)
 
 
-def finish_reasons(group: ScoredDataGroup, origins: Mapping[bytes, Origin]) -> list[str]:
+def finish_reasons(group: ScoredDataGroup, origins: Mapping[bytes, Sequence[Origin]]) -> list[str]:
     """Why each sequence ended, as the environment or else the engine says; "" where neither does."""
     given = group.get("finish_reasons")
     if given:
         return list(given)
-    known = (origins.get(sequence_key(tokens)) for tokens in group["tokens"]) if origins else ()
+    known = _origins_of(map(sequence_key, group["tokens"]), origins) if origins else ()
     return [origin.finish_reason if origin else "" for origin in known]
 
 
@@ -65,7 +66,7 @@ def wire_group(
     env_id: int,
     run_id: str,
     ticket: str | None,
-    origins: Mapping[bytes, Origin],
+    origins: Mapping[bytes, Sequence[Origin]],
     fallback_version: int,
 ) -> Group:
     """The group as columns. What the author left out is taken from the engine's own report of each sequence.
@@ -78,7 +79,7 @@ def wire_group(
     """
     sequences = group["tokens"]
     keys = [sequence_key(sequence) for sequence in sequences]
-    known = [origins.get(key) for key in keys]
+    known = _origins_of(keys, origins)
     lengths = [len(sequence) for sequence in sequences]
     tokens_T = np.frombuffer(b"".join(keys), dtype=np.int32)
     labels_T = _aligned("masks", group["masks"], lengths, np.int32)
@@ -109,6 +110,17 @@ def wire_group(
         group_overrides=group.get("group_overrides"),
         images=group.get("images"),
     )
+
+
+def _origins_of(keys: Iterable[bytes], origins: Mapping[bytes, Sequence[Origin]]) -> list[Origin | None]:
+    """Of each sequence. Identical ones get theirs in the order of sampling; where there are too few, the last again."""
+    taken: Counter[bytes] = Counter()
+    known: list[Origin | None] = []
+    for key in keys:
+        candidates = origins.get(key)
+        known.append(candidates[min(taken[key], len(candidates) - 1)] if candidates else None)
+        taken[key] += 1
+    return known
 
 
 def _logprobs(

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from atroposlib.envs.base import BaseEnv
-from atroposlib.envs.server_handling.sessions.provenance import Origin, remember_origins
+from atroposlib.envs.server_handling.sessions.provenance import Origins, remember_origins
 from atroposlib.envs.serving.courier import Courier
 from atroposlib.envs.serving.delivery import finish_reasons, wire_group
 from atroposlib.envs.serving.records import RunRecords, sample_rollout
@@ -22,8 +22,8 @@ from atroposlib.errors import (
     ConfigError,
     ProtocolError,
     RolloutDeadlineError,
-    RolloutError,
     RunChangedError,
+    infrastructure_error,
 )
 from atroposlib.type_definitions import MASKED, Item, ScoredDataGroup
 from atroposlib.wire.columns import Group, new_group_id
@@ -52,7 +52,7 @@ class GroupRun:
     info: EnvInfo
     ticket: Ticket | None
     """None once a group took it, or it was given back."""
-    origins: dict[bytes, Origin] = field(default_factory=dict)
+    origins: Origins = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     """Why groups of this item were not sent."""
     refusal: Exception | None = None
@@ -108,14 +108,10 @@ class GroupWork:
                 await self._env.handle_env(self._start_item(job.item))
         except ConfigError:
             raise
-        except RolloutError as error:
-            self._try_again(job, error)
-            self._drop(run, "deadline" if isinstance(error, RolloutDeadlineError) else "rollout_error")
         except Exception as error:
             if error is run.failure:
                 raise
-            run.refusal = error
-            self._drop(run, "env_error")
+            self._note_failure(run, error)
         if run.failure is not None:
             raise run.failure
         await self._finish(run)
@@ -164,8 +160,21 @@ class GroupWork:
 
     async def deliver_left_over(self) -> None:
         """Deliver what an earlier process of this environment could not."""
+        entered: frozenset[str] | None = None
         async for group, result in self._courier.deliver_left_over():
-            self._count(group, result)
+            # That process may have died after the entry and before the spool forgot the group.
+            entered = self._records.accepted_ids() if entered is None else entered
+            if group.group_id not in entered:
+                self._count(group, result)
+
+    def _note_failure(self, run: GroupRun, error: Exception) -> None:
+        failure = infrastructure_error(error)
+        if failure is None:
+            run.refusal = error
+            self._drop(run, "env_error")
+        else:
+            self._try_again(run.job, failure)
+            self._drop(run, "deadline" if isinstance(failure, RolloutDeadlineError) else "rollout_error")
 
     def _start_item(self, item: Item) -> str:
         item_uuid = str(uuid.uuid4())
@@ -176,7 +185,8 @@ class GroupWork:
         if run.ticket is not None:
             if not run.reasons:
                 self._drop(run, "empty")
-            await self._tickets.give_back([run.ticket.ticket], run.reasons[-1])
+            ticket, run.ticket = run.ticket, None
+            await self._tickets.give_back([ticket.ticket], run.reasons[-1])
         if run.refusal is not None:
             self._note_env_error(run.refusal)
         elif run.is_delivered or run.reasons:
@@ -203,7 +213,10 @@ class GroupWork:
             return
         self._tickets.used(ticket)
         run.is_delivered = True
-        if not self._count(columns, result):
+        is_taken = self._count(columns, result)
+        # Only now: should the process die before, the next one delivers it again and makes the entry.
+        self._courier.forget(columns)
+        if not is_taken:
             if result.reason == "requeue":
                 self._retries.append(Job(run.job.item))
             return

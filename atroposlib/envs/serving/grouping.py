@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias, cast
 
+from atroposlib.envs.gathering import all_or_none
 from atroposlib.envs.serving.sending import split_result
-from atroposlib.errors import RolloutError
+from atroposlib.errors import RolloutError, infrastructure_error
 from atroposlib.type_definitions import Item, ScoredDataGroup, ScoredDataItem
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ async def collect_group(
         RolloutError: fewer are left.
         ValueError: a result is not a trajectory.
     """
-    results = await asyncio.gather(*(_collect_with_retries(collect, item) for _ in range(group_size)))
+    results = await all_or_none(_collect_with_retries(collect, item) for _ in range(group_size))
     valid = [result for result in results if not isinstance(result, RolloutError)]
     members = [trajectory for trajectory, _ in valid if trajectory is not None]
     failures = [result for result in results if isinstance(result, RolloutError)]
@@ -59,9 +59,12 @@ async def _collect_with_retries(collect: Collect, item: Item) -> tuple[Any, list
     for attempt in range(1, TRAJECTORY_TRIES + 1):
         try:
             return split_result(await collect(item))
-        except RolloutError as error:
-            log.warning("trajectory failed, attempt %d of %d: %s", attempt, TRAJECTORY_TRIES, error)
-            last = error
+        except Exception as error:
+            failure = infrastructure_error(error)
+            if failure is None:
+                raise
+            log.warning("trajectory failed, attempt %d of %d: %s", attempt, TRAJECTORY_TRIES, failure)
+            last = failure
     return last
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from atroposlib.type_definitions import ScoredDataGroup
+from atroposlib.utils.plain_json import plain
 
 
 class GroupsFile:
@@ -20,7 +21,7 @@ class GroupsFile:
 
     def write(self, group: ScoredDataGroup) -> None:
         """One group, one line, flushed."""
-        self._file.write(json.dumps(group, ensure_ascii=False, default=_plain) + "\n")
+        self._file.write(json.dumps(group, ensure_ascii=False, default=plain) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -42,8 +43,3 @@ def _unused(path: Path) -> Path:
         count += 1
         candidate = path.with_stem(f"{path.stem}_{count}")
     return candidate
-
-
-def _plain(value: Any) -> Any:
-    """numpy numbers and arrays, which rewards often are."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

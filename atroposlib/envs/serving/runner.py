@@ -134,8 +134,7 @@ class EnvRunner:
     async def _enter(self) -> None:
         await self._env.register_env()
         self._info = self._membership.info
-        if publishes_versions(self._info.run):
-            self._env.server.train_only_on_published_versions()
+        self._env.server.train_only_on_published_versions(publishes_versions(self._info.run))
         assert self._tasks is not None
         self._tasks.create_task(self._tickets.keep_alive())
         self._tasks.create_task(self._courier.run())
@@ -271,6 +270,7 @@ class EnvRunner:
         self._env.env_id = info.env_id
         if before.run.run_id != info.run.run_id:
             self._policy_version = -1
+            self._env.server.train_only_on_published_versions(publishes_versions(info.run))
             await self._env.register_env()
             await self._env.get_server_info()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 from io import FileIO
 from pathlib import Path
 
@@ -59,10 +60,12 @@ class Spool:
 
         Raises:
             SpoolError: it does not fit; the file is as before.
+            GroupFormatError: nobody could read it again; the file is as before.
         """
         if group.group_id in self._pending:
             return
         blob = encode_group(group)
+        list(read_blobs(blob))  # one that cannot be read would cost all that come behind it
         self._open()
         if self._size_bytes + len(blob) > self._max_bytes:
             self._rewrite()
@@ -107,7 +110,7 @@ class Spool:
         self._size_bytes = file.seek(0, os.SEEK_END)
 
     def _read(self) -> dict[str, bytes]:
-        """Whole blobs by group id. A torn tail is cut off the file."""
+        """Whole blobs by group id. A torn tail is cut off the file; what else cannot be read is set aside first."""
         assert self._file is not None
         self._file.seek(0)
         data = self._file.read()
@@ -118,18 +121,31 @@ class Spool:
                 blobs[blob.header.group_id] = bytes(blob.data)
                 end += len(blob.data)
         except GroupFormatError as error:
+            rest = data[end:]
+            fate = "cut off" if _is_torn(rest) else f"moved to {self._set_aside(rest)}"
             log.warning(
-                "spool %s: %d bytes at its end are no whole group and are cut off: %s",
+                "spool %s: the %d bytes at its end do not begin with a whole group and are %s: %s",
                 self.path,
-                len(data) - end,
+                len(rest),
+                fate,
                 error,
             )
             self._truncate(end)
         return blobs
 
+    def _set_aside(self, data: bytes) -> Path:
+        path = self.path.with_name(self.path.name + ".bad")
+        with path.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return path
+
     def _rewrite(self) -> None:
         """Leave only what is pending: written anew beside the file first, so that a crash loses nothing."""
         blobs = self._read()
+        # What the disk has lost is pending in memory only.
+        self._pending = dict.fromkeys(group_id for group_id in self._pending if group_id in blobs)
         kept = [blobs[group_id] for group_id in self._pending]
         draft = self.path.with_suffix(".draft")
         with draft.open("wb") as file:
@@ -158,3 +174,12 @@ class Spool:
         self._file.truncate(size_bytes)
         os.fsync(self._file.fileno())
         self._size_bytes = size_bytes
+
+
+def _is_torn(rest: bytes) -> bool:
+    """Whether this is the beginning of one group: what is left of a write that was cut short."""
+    if rest.count(b'"__metadata__"') > 1:
+        return False
+    start = 8 + int.from_bytes(rest[:8], "little")
+    ends = re.findall(rb'"data_offsets":\[\d+,(\d+)\]', rest[8:start])
+    return len(rest) < start + max(map(int, ends), default=0)

@@ -14,13 +14,21 @@ class _TokenServer(Protocol):
     def tokenizer(self) -> Any: ...
 
 
+_TRANSPORT = ("timeout", "extra_body", "extra_headers")
+"""Arguments of the openai package that say how a request travels: token routes would read them as sampling parameters."""
+
+
 def take_prompt_ids(server: _TokenServer, kwargs: dict[str, Any]) -> list[int]:
     """Take the prompt out of a request's arguments: `input_ids` as they are, or `prompt` or `messages` tokenised.
+
+    The arguments that are left are sampling parameters: how the request travels is taken out too.
 
     Raises:
         ValueError: there is no prompt.
     """
     input_ids, prompt, messages = (kwargs.pop(name, None) for name in ("input_ids", "prompt", "messages"))
+    for name in _TRANSPORT:
+        kwargs.pop(name, None)
     if input_ids is not None:
         return list(input_ids)
     if isinstance(prompt, list):

@@ -47,12 +47,14 @@ def samples_from_lists(
     """From the upstream form, which says nothing about policy versions; as_lists reversed.
 
     Raises:
-        ModelServerError: the lists do not fit together.
+        ModelServerError: the lists do not fit together, or the engine aborted a completion.
     """
     if not len(outputs) == len(logprobs) == len(finish_reasons):
         raise ModelServerError(
             f"{len(outputs)} completions came with {len(logprobs)} lists of logprobs and {len(finish_reasons)} finish reasons"
         )
+    if any(finish_reason_name(reason) == "abort" for reason in finish_reasons):
+        raise ModelServerError(f"the inference server aborted the request: finish reasons {finish_reasons}")
     for ids, nats in zip(outputs, logprobs, strict=True):
         if len(ids) != len(nats):
             raise ModelServerError(f"a completion of {len(ids)} tokens came with {len(nats)} logprobs")

@@ -30,6 +30,8 @@ def can_be_watched(seat: Seat) -> bool:
 async def follow_load(seat: Seat, changed: Callable[[Seat], None]) -> None:
     """Run while the server has requests in flight. Without metrics the limit is the configured one.
 
+    A look that fails changes nothing: an engine that is overloaded may be slow to answer this too.
+
     Args:
         changed: called after each look that gave metrics.
     """
@@ -38,7 +40,12 @@ async def follow_load(seat: Seat, changed: Callable[[Seat], None]) -> None:
         await asyncio.sleep(pause_s)
         if not seat.total_in_flight:
             return
-        load = await _look(seat)
+        try:
+            load = await _look(seat)
+        except (ModelServerError, TimeoutError) as error:
+            log.debug("%s: no metrics this time: %s", seat.url, error)
+            pause_s = LOOK_EVERY_S
+            continue
         if load is None:
             seat.concurrency = Concurrency(limit=seat.ceiling)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -57,8 +64,5 @@ def adopt(seat: Seat, load: EngineLoad) -> None:
 
 
 async def _look(seat: Seat) -> EngineLoad | None:
-    try:
-        async with asyncio.timeout(LOOK_TIMEOUT_S):
-            return await seat.server.engine_load()
-    except (ModelServerError, TimeoutError):
-        return None
+    async with asyncio.timeout(LOOK_TIMEOUT_S):
+        return await seat.server.engine_load()

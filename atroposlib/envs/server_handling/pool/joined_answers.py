@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from collections.abc import Sequence
+from typing import Any
 
 _COUNTED = ("prompt_tokens", "completion_tokens", "total_tokens")
 
@@ -14,17 +11,6 @@ _COUNTED = ("prompt_tokens", "completion_tokens", "total_tokens")
 def split_n(n: int, at_most: int) -> list[int]:
     """Choices of each request: 20 in parts of at most 8 are 8, 8 and 4."""
     return [min(at_most, n - done) for done in range(0, n, at_most)]
-
-
-async def all_or_none(requests: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Answers in order. The first failure cancels the other requests and is raised as it is."""
-    tasks: list[asyncio.Task[T]] = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(request) for request in requests]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from errors.exceptions[0].__cause__
-    return [task.result() for task in tasks]
 
 
 def join_answers(answers: Sequence[Any]) -> Any:

@@ -31,6 +31,8 @@ class _Request:
     needs_tokens: bool
     home: Seat | None
     timeout_s: float
+    is_callers_limit: bool = False
+    """Whether the caller gave it less time than the servers' configs do."""
     started: float = field(default_factory=time.monotonic)
     tries: int = 0
     said: dict[Seat, ModelServerError] = field(default_factory=dict)
@@ -67,17 +69,21 @@ class Router:
         split: Split,
         needs_tokens: bool = False,
         home: Seat | None = None,
+        timeout_s: float | None = None,
     ) -> T:
         """Call one server, and others after it while they fail.
 
         Args:
             what: name of the call, for messages.
             home: the server to try first and to wait for.
+            timeout_s: the caller's own limit; the servers' configs bound it. That it passed says nothing about a server.
         Raises:
             ModelServerError: none answered within its timeout, or 8 tries failed; the last failure is the cause.
             RolloutError, ConfigError: a server refused the request itself: another would too.
         """
-        request = _Request(what, split, needs_tokens, home, self._timeout_s())
+        longest_s = self._timeout_s()
+        limit_s = longest_s if timeout_s is None else min(timeout_s, longest_s)
+        request = _Request(what, split, needs_tokens, home, limit_s, is_callers_limit=limit_s < longest_s)
         self._budget.request_made()
         while True:
             lease = await self._slot(request)
@@ -124,7 +130,9 @@ class Router:
                 with self._busy:
                     answer = await call(lease.seat)
         except ModelServerError as error:
-            self._pool.failed(lease, str(error))
+            # The client measures the caller's limit as well.
+            if not (request.is_callers_limit and isinstance(error.__cause__, TimeoutError)):
+                self._pool.failed(lease, str(error))
             raise
         except RolloutError:
             # It refused this request: the server itself works.
@@ -135,7 +143,7 @@ class Router:
                 raise
             failure = ModelServerError(f"inference server {lease.seat.url}: no answer in time")
             # A request that spent its time in the line says nothing about the server that it came to last.
-            if time_here_s >= request.timeout_s / 2:
+            if time_here_s >= request.timeout_s / 2 and not request.is_callers_limit:
                 self._pool.failed(lease, str(failure))
             raise failure from error
         self._pool.succeeded(lease)
@@ -177,9 +185,10 @@ class Router:
         seats = dict.fromkeys([*request.said, *self._pool.seats])
         said = "; ".join(f"{seat.url}: {self._what_it_said(request, seat)}" for seat in seats)
         waited_s = time.monotonic() - request.started
+        limit = "the request's own timeout" if request.is_callers_limit else "openai.timeout"
         return ModelServerError(
             f"no inference server answered {request.what}: gave up after {waited_s:.1f} s and {request.tries} tries "
-            f"(openai.timeout is {request.timeout_s:g} s); {said or 'there is none, all have left'}"
+            f"({limit} is {request.timeout_s:g} s); {said or 'there is none, all have left'}"
         )
 
     def _what_it_said(self, request: _Request, seat: Seat) -> str:

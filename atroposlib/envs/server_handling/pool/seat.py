@@ -85,6 +85,11 @@ class Seat:
         """Whether a request could go here once there is a free slot."""
         return not self.is_leaving and self.breaker.circuit is not Circuit.OPEN
 
+    @property
+    def is_marked_failed(self) -> bool:
+        """Whether its client calls it unhealthy: a request failed there, by way of the pool or not."""
+        return not getattr(self.server, "server_healthy", True)
+
     def slots(self, split: Split) -> int:
         """Requests of this split that may be in flight here now."""
         if not self.takes_requests:
@@ -104,7 +109,7 @@ class Seat:
             slots=self.slots(split),
             reserved=self.sessions if split is Split.TRAIN else 0,
             others_in_flight=self.total_in_flight - self.in_flight[split],
-            is_suspect=not getattr(self.server, "server_healthy", True),
+            is_suspect=self.is_marked_failed,
         )
 
     def _configured(self, name: str, default: float) -> float:

@@ -14,8 +14,9 @@ from atroposlib.envs.server_handling.pool.balancing import home_of_session, leas
 from atroposlib.envs.server_handling.pool.circuit_breaker import Circuit
 from atroposlib.envs.server_handling.pool.engine_watch import can_be_watched, follow_load
 from atroposlib.envs.server_handling.pool.seat import Seat, Split
-from atroposlib.envs.server_handling.pool.server_recovery import bring_back
+from atroposlib.envs.server_handling.pool.server_recovery import await_recovery, bring_back, can_recover
 from atroposlib.envs.server_handling.pool.waiting_line import Line, Waiter
+from atroposlib.errors import ModelServerError
 
 if TYPE_CHECKING:
     from atroposlib.envs.server_handling.server_baseline import APIServer
@@ -92,7 +93,7 @@ class ServerPool:
         seat, was = lease.seat, lease.seat.breaker.circuit
         seat.breaker.failed(lease.epoch, error)
         seat.server.server_healthy = seat.breaker.circuit is not Circuit.OPEN
-        if seat.breaker.circuit is Circuit.OPEN and was is not Circuit.OPEN:
+        if seat.breaker.circuit is Circuit.OPEN and was is not Circuit.OPEN and not seat.is_leaving:
             log.warning("inference server failed, leaving it alone until it is well: %s: %s", seat.url, error)
             self._bring_back(seat)
 
@@ -103,11 +104,11 @@ class ServerPool:
         """The server that a conversation settles on. It takes no slot; it counts when the next one settles.
 
         Raises:
-            LookupError: the pool has no server for it.
+            ModelServerError: the pool has no server for it.
         """
         seats = [seat for seat in self.seats if seat.returns_tokens or not needs_tokens]
         if not seats:
-            raise LookupError("no server in the pool")
+            raise ModelServerError("no inference server is left for a session: all have left, and another may join")
         found = home_of_session([seat.occupancy(Split.TRAIN) for seat in seats])
         home = min(seats, key=lambda seat: seat.sessions) if found is None else seats[found]
         home.sessions += 1
@@ -149,9 +150,14 @@ class ServerPool:
                     await seat.drained.wait()
         except TimeoutError:
             log.warning("inference server left with %d requests in flight: %s", seat.total_in_flight, seat.url)
-        await seat.server.close()
-        self.leaving.remove(seat)
-        self.sampled_by_the_gone += seat.server.load.sampled_tokens
+        finally:
+            self._cancel(seat.recovery)
+            self._cancel(seat.watch)
+            try:
+                await seat.server.close()
+            finally:
+                self.leaving.remove(seat)
+                self.sampled_by_the_gone += seat.server.load.sampled_tokens
 
     def own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run in the background until it ends or the pool closes."""
@@ -243,10 +249,14 @@ class ServerPool:
         seat.recovery = self.own(bring_back(seat, self._serve))
 
     def _resume_recoveries(self) -> None:
-        """An event loop takes its tasks with it: in the next one a failed server must be asked again."""
+        """Ask failed servers that nobody asks: an event loop takes its tasks with it, and direct requests open no circuit."""
         for seat in self.seats:
-            if not seat.takes_requests and (seat.recovery is None or seat.recovery.done()):
+            if seat.recovery is not None and not seat.recovery.done():
+                continue
+            if not seat.takes_requests:
                 self._bring_back(seat)
+            elif seat.is_marked_failed and seat.breaker.circuit is Circuit.CLOSED and can_recover(seat):
+                seat.recovery = self.own(await_recovery(seat, self._serve))
 
     def _evict_waiters(self, seat: Seat) -> None:
         """Who waits for this very server may have any other now."""

@@ -12,6 +12,8 @@ from atroposlib.envs.server_handling.pool.seat import Seat
 log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 10.0
+LOOK_EVERY_S = 0.25
+"""Between looks at a server that is marked as failed; it decides itself when it is asked."""
 
 
 async def bring_back(seat: Seat, changed: Callable[[Seat], None]) -> None:
@@ -35,6 +37,34 @@ async def bring_back(seat: Seat, changed: Callable[[Seat], None]) -> None:
     await asyncio.sleep(PROBATION_S)
     breaker.settle()
     changed(seat)
+
+
+def can_recover(seat: Seat) -> bool:
+    """Whether the client can ask its server by itself; stand-ins cannot."""
+    return callable(getattr(seat.server, "recover", None))
+
+
+async def await_recovery(seat: Seat, changed: Callable[[Seat], None]) -> None:
+    """Run until a server that failed a direct request, its circuit closed, is no longer marked as failed.
+
+    Args:
+        changed: called when it is.
+    """
+    is_well = False
+    while not is_well:
+        await asyncio.sleep(LOOK_EVERY_S)
+        is_well = await _has_recovered(seat)
+    changed(seat)
+
+
+async def _has_recovered(seat: Seat) -> bool:
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await seat.server.recover()
+    # As in _what_is_wrong.
+    except Exception as error:
+        log.debug("inference server is still down: %s: %s", seat.url, error)
+        return False
 
 
 async def _what_is_wrong(seat: Seat) -> str | None:

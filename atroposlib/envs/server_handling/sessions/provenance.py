@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from atroposlib.type_definitions import VersionRuns
 
@@ -20,13 +21,16 @@ class Origin:
     finish_reason: str
 
 
-_origins: ContextVar[dict[bytes, Origin] | None] = ContextVar("atropos_origins", default=None)
+Origins: TypeAlias = dict[bytes, list[Origin]]
+"""By token ids: sequences with the same ids were sampled apart, and each has its own origin, in that order."""
+
+_origins: ContextVar[Origins | None] = ContextVar("atropos_origins", default=None)
 
 
 @contextmanager
-def remember_origins() -> Iterator[dict[bytes, Origin]]:
+def remember_origins() -> Iterator[Origins]:
     """Within this block (child tasks included) every sequence of a managed session leaves its origin here."""
-    origins: dict[bytes, Origin] = {}
+    origins: Origins = {}
     token = _origins.set(origins)
     try:
         yield origins
@@ -38,7 +42,7 @@ def remember(tokens: list[int], origin: Origin) -> None:
     """Note where a sequence comes from; nothing happens outside remember_origins."""
     origins = _origins.get()
     if origins is not None:
-        origins[sequence_key(tokens)] = origin
+        origins.setdefault(sequence_key(tokens), []).append(origin)
 
 
 def sequence_key(tokens: list[int]) -> bytes:

@@ -53,12 +53,18 @@ def managed_session(manager: ServerManager, seat: Seat, tokenizer: Any, preserve
 
 @asynccontextmanager
 async def proxy_session(
-    proxy_url: str | None, base_url: str | None, tool_parser: str | None, model_name: str
+    proxy_url: str | None,
+    base_url: str | None,
+    tool_parser: str | None,
+    model_name: str,
+    *,
+    require_version: bool = False,
 ) -> AsyncIterator[Any]:
     """A session in the managed-server proxy, deleted there at the end.
 
     Args:
-        base_url: of the inference server that the proxy uses.
+        base_url: of the inference server that the proxy uses; None: it chooses.
+        require_version: refuse sampled tokens without a policy version.
     Raises:
         ConfigError: the proxy's address is unknown.
     """
@@ -67,7 +73,11 @@ async def proxy_session(
     from atroposlib.envs.server_handling.proxy_client import create_proxy_session
 
     session = await create_proxy_session(
-        proxy_url, base_url=base_url, tool_parser=tool_parser or DEFAULT_TOOL_PARSER, model_name=model_name
+        proxy_url,
+        base_url=base_url,
+        tool_parser=tool_parser or DEFAULT_TOOL_PARSER,
+        model_name=model_name,
+        require_version=require_version,
     )
     async with session:
         yield session
