@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from atroposlib.envs.command_line.server_choice import Servers, resolve_servers
+from atroposlib.envs.gathering import all_or_none
 from atroposlib.envs.server_handling.engines.engine_load import EngineLoad, parse_engine_load
 from atroposlib.envs.server_handling.engines.http_client import EngineHttp
 from atroposlib.envs.server_handling.engines.reasoning import ReasoningConfig
@@ -120,7 +120,7 @@ class OpenAIServer(APIServer):
             if not self.config.n_kwarg_is_ignored:
                 log.warning("%s returned too few choices for n=%d: asking once for each", self.api_url, n)
                 self.config.n_kwarg_is_ignored = True
-            answers += await together([self._ask(route, {**kwargs, "n": 1}) for _ in range(missing)])
+            answers += await all_or_none([self._ask(route, {**kwargs, "n": 1}) for _ in range(missing)])
         answer = {**answers[0], "choices": [choice for answer in answers for choice in answer["choices"]]}
         for index, choice in enumerate(answer["choices"]):
             choice["index"] = index
@@ -143,14 +143,6 @@ class OpenAIServer(APIServer):
             raise ModelServerError(f"inference server {self.api_url}: {route} gave no choices: {answer.text}")
         return content
 
-    def _check_published(self, versions: Sequence[int]) -> None:
-        """Refuse what the engine says was sampled from weights that nobody published, where tokens are trained on."""
-        if self.require_version and any(version < 0 for version in versions):
-            raise ModelServerError(
-                f"inference server {self.api_url} does not run a published policy version, so its tokens cannot be "
-                "trained on; it can work once the trainer has published weights to it"
-            )
-
 
 def request_body(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON body of a completion request: what the openai package's `create` would send for these arguments."""
@@ -163,20 +155,6 @@ def request_body(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 # The openai package's marks for an argument that was not given, by name: the package may not be loaded.
 _ABSENT = ("NotGiven", "Omit")
-
-
-async def together(calls: Sequence[Awaitable[T]]) -> list[T]:
-    """Await all at once; the first failure ends the others and is raised as it is."""
-
-    async def run(call: Awaitable[T]) -> T:
-        return await call
-
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(run(call)) for call in calls]
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from group.exceptions[0].__cause__
-    return [task.result() for task in running]
 
 
 def resolve_openai_configs(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
+from atroposlib.envs.server_handling.engines.native_server import NativeServer
 from atroposlib.envs.server_handling.engines.prompt_logprobs import (
     prompt_logprobs_answer,
     sglang_positions,
     top_k_of,
 )
-from atroposlib.envs.server_handling.engines.prompts import served_tokenizer, take_prompt_ids
+from atroposlib.envs.server_handling.engines.prompts import take_prompt_ids
 from atroposlib.envs.server_handling.engines.samples import (
     TokenCompletion,
     TokenSamples,
     finish_reason_name,
     version_number,
 )
-from atroposlib.envs.server_handling.openai_server import HEALTH_TIMEOUT_S, OpenAIServer
+from atroposlib.envs.server_handling.openai_server import HEALTH_TIMEOUT_S
 from atroposlib.errors import ModelServerError, PromptLogprobsError
 from atroposlib.type_definitions import VersionRuns
 from atroposlib.wire.layout import NOT_SAMPLED
@@ -31,30 +31,12 @@ _RENAMED = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_to
 _SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
-class SGLangServer(OpenAIServer):
+class SGLangServer(NativeServer):
     """Rollouts over /generate, chat and completions over the OpenAI routes.
 
     SGLang names one weight version for a whole answer: the one at its end. Where tokens will be trained on, the version
     before the request is asked for as well, and the older of the two counts, so that staleness is never understated.
     """
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The served model's, loaded at first use: only prompts given as text need it."""
-        return served_tokenizer(self.config)
-
-    async def check_health(self) -> None:
-        """Alive, and for training also running published weights."""
-        answer = await self.http.get(f"{self.root_url}/health", timeout_s=HEALTH_TIMEOUT_S)
-        if answer.status != 200:
-            raise ModelServerError(f"inference server {self.api_url}: GET /health answered {answer.status}")
-        if self.require_version and (version := await self._reported_version()) is not None:
-            self._check_published([version])
-
-    async def current_version(self) -> int | None:
-        """From the server's description of its model."""
-        version = await self._reported_version()
-        return None if version == NOT_SAMPLED else version
 
     async def _reported_version(self) -> int | None:
         """NOT_SAMPLED: it says that nothing was published; None: it does not say."""

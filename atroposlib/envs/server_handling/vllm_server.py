@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 from atroposlib.envs.server_handling.engines.http_client import HttpAnswer
+from atroposlib.envs.server_handling.engines.native_server import NativeServer
 from atroposlib.envs.server_handling.engines.prompt_logprobs import prompt_logprobs_answer, top_k_of, vllm_positions
-from atroposlib.envs.server_handling.engines.prompts import served_tokenizer, take_prompt_ids
+from atroposlib.envs.server_handling.engines.prompts import take_prompt_ids
 from atroposlib.envs.server_handling.engines.samples import TokenCompletion, TokenSamples, version_number, version_runs
 from atroposlib.envs.server_handling.engines.vllm_bundled import BUNDLED_GENERATE, bundled_body, bundled_samples
-from atroposlib.envs.server_handling.openai_server import HEALTH_TIMEOUT_S, OpenAIServer
+from atroposlib.envs.server_handling.openai_server import HEALTH_TIMEOUT_S
 from atroposlib.errors import ModelServerError, PromptLogprobsError
-from atroposlib.wire.layout import NOT_SAMPLED
 
 GENERATE = "/inference/v1/generate"
 COMPLETIONS = "/v1/completions"
@@ -23,7 +22,7 @@ _RENAMED = {"max_new_tokens": "max_tokens", "max_completion_tokens": "max_tokens
 _SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
-class VLLMServer(OpenAIServer):
+class VLLMServer(NativeServer):
     """Rollouts over the token route, chat and completions over the OpenAI ones.
 
     The server runs with ``--enable-scale-out --logprobs-mode processed_logprobs``. The server that upstream's trainer
@@ -33,24 +32,6 @@ class VLLMServer(OpenAIServer):
     _token_wire: str | None = None
     """The route that answered; None before the first answer."""
     _logprob_wire: str | None = None
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The served model's, loaded at first use: only prompts given as text need it."""
-        return served_tokenizer(self.config)
-
-    async def check_health(self) -> None:
-        """Alive, and for training also running published weights."""
-        answer = await self.http.get(f"{self.root_url}/health", timeout_s=HEALTH_TIMEOUT_S)
-        if answer.status != 200:
-            raise ModelServerError(f"inference server {self.api_url}: GET /health answered {answer.status}")
-        if self.require_version and (version := await self._reported_version()) is not None:
-            self._check_published([version])
-
-    async def current_version(self) -> int | None:
-        """From /weight_info, which a server in development mode has."""
-        version = await self._reported_version()
-        return None if version == NOT_SAMPLED else version
 
     async def _reported_version(self) -> int | None:
         """NOT_SAMPLED: it says that nothing was published; None: it does not say."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from atroposlib.envs.server_handling.pool.seat import Seat
 from atroposlib.envs.server_handling.pool.sticky_server import StickyServer
+from atroposlib.envs.server_handling.sessions.token_source import ALLOW_DUMMY
 from atroposlib.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ALLOW_DUMMY = "ATROPOS_ALLOW_DUMMY_MANAGED_SERVER"
 PROXY_URL = "ATROPOS_PROXY_URL"
 DEFAULT_TOOL_PARSER = "hermes"
 
