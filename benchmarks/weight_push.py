@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from atroposlib.launch.inference import InferenceConfig, has_gpu, vllm_command, wait_until_ready
 from trainer.policy_model import PolicyWeights, build_policy
-from trainer.weight_sync.publisher import WeightPublisher
+from trainer.weight_sync.connect import connect
 
 PUSHES = 10
 IN_FLIGHT = 16
@@ -41,7 +41,7 @@ def main() -> None:
         lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         weights = PolicyWeights(build_policy(lm, logprob_chunk_size=256))
         size = sum(tensor.numel() for _, tensor in weights)
-        publisher = WeightPublisher([config.url])
+        publisher = connect([config.url])
         publisher.attach()
         versions = iter(range(1, 1000))
         push: Callable[[], float] = lambda: publisher.publish(next(versions), weights).seconds  # noqa: E731

@@ -16,6 +16,7 @@ from trainer import config_values, deepspeed_presets
 from trainer.advantages import ADVANTAGE_SCALES, AdvantageScale
 from trainer.losses import LOSS_AGGREGATIONS, LOSS_TYPES, Correction, LossAggregation, LossType
 from trainer.step_batch import OVERLONG, Overlong
+from trainer.weight_sync.config import WeightSyncConfig
 
 _ONE_BATCH = "batch_size is sequences a step over all ranks; max_tokens_per_micro_batch bounds memory"
 _NO_DATASET = "batches come from the rollout server, not from a dataset"
@@ -92,8 +93,8 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     """Bearer token of the role trainer; what ATROPOS_TOKEN holds if absent."""
     inference_servers: list[str] = field(default_factory=list)
     """Base URLs, without /v1, of the servers that get new weights. None: the version follows the step at once."""
-    weight_sync_timeout_s: float = 60.0
-    """For one publication of weights."""
+    weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
+    """How new weights get into them."""
 
     batch_size: int = 64
     """Sequences (not groups) of one optimizer step, over all ranks."""
@@ -195,7 +196,7 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
         for name, allowed in _ONE_OF.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, is {getattr(self, name)!r}")
-        for name in ("temperature", "learning_rate", "batch_deadline_s", "weight_sync_timeout_s"):
+        for name in ("temperature", "learning_rate", "batch_deadline_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be over 0, is {getattr(self, name)}")
         if self.group_size is not None and self.batch_size % self.group_size:
@@ -259,13 +260,16 @@ def load_config_with_origins(
     known = [f.name for f in fields(GRPOConfig) if f.init]
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    plain: dict[str, Any] = {}
     sources = [] if path is None else [(str(path), config_values.read_file(Path(path)))]
     sources.append(("the command line", config_values.read_overrides(overrides)))
     for source, given in sources:
         config_values.check_keys(given, known=known, refused=REFUSED, source=source)
-        for key, value in given.items():
-            values[key] = config_values.coerce(key, value, hints[key], source=source)
-            origins[key] = source
+        for key, value in config_values.merged(plain, given).items():
+            if key in given:
+                values[key] = config_values.coerce(key, value, hints[key], source=source)
+                origins[key] = source
+        plain = config_values.merged(plain, given)
     try:
         return GRPOConfig(**values), origins
     except (ValueError, TypeError) as error:

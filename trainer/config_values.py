@@ -53,13 +53,26 @@ def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key.isidentifier():
-            raise ConfigError(f"{override!r} is not key=value, e.g. learning_rate=1e-6")
+        *groups, name = key.split(".")
+        if not equals or not all(part.isidentifier() for part in (*groups, name)):
+            raise ConfigError(f"{override!r} is not key=value, e.g. learning_rate=1e-6 or weight_sync.transport=disk")
+        place = values
+        for group in groups:
+            place = place.setdefault(group, {})
         try:
-            values[key] = yaml.load(text, _Loader)
+            place[name] = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from error
     return values
+
+
+def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `over`, group by group."""
+    both = dict(values)
+    for key, value in over.items():
+        is_group = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merged(both[key], value) if is_group else value
+    return both
 
 
 def check_keys(values: Mapping[str, Any], *, known: Collection[str], refused: Mapping[str, str], source: str) -> None:
@@ -89,5 +102,9 @@ def coerce(key: str, value: Any, hint: Any, *, source: str) -> Any:
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise ConfigError(f"{key} in {source} should be {problem}, is {value!r}") from error
+        first = error.errors()[0]
+        where = ".".join([key, *map(str, first["loc"])])
+        if first["type"] == "unexpected_keyword_argument":
+            raise ConfigError(f"unknown key {where!r} in {source}; see --print-config for all keys") from error
+        problem = first["msg"].removeprefix("Input should be ")
+        raise ConfigError(f"{where} in {source} should be {problem}, is {first['input']!r}") from error

@@ -214,9 +214,9 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
     def _weight_publisher(self) -> Publisher | None:
         if not self.args.inference_servers:
             return None
-        from trainer.weight_sync.publisher import WeightPublisher
+        from trainer.weight_sync.connect import connect
 
-        return WeightPublisher(self.args.inference_servers, timeout_s=self.args.weight_sync_timeout_s)
+        return connect(self.args.inference_servers, self.args.weight_sync)
 
     def _save_config(self) -> None:
         from trainer.cli import describe

@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.end_to_end.conftest import MODEL, VllmProcess
+from trainer.weight_sync.config import WeightSyncConfig
+from trainer.weight_sync.connect import connect
+from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import WeightSyncError
 from trainer.weight_sync.publisher import WeightPublisher
-from trainer.weight_sync.vllm_control import VllmControl
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -44,7 +46,7 @@ def changed(original: Weights) -> Weights:
 
 @pytest.fixture
 def publisher(vllm_server: str) -> Iterator[WeightPublisher]:
-    publisher = WeightPublisher([vllm_server], timeout_s=60)
+    publisher = connect([vllm_server], WeightSyncConfig(timeout_s=60))
     yield publisher
     publisher.close()
 
@@ -149,7 +151,8 @@ def test_a_new_trainer_attaches_after_one_that_was_killed_while_sending(
     first = textwrap.dedent(f"""
         import os, signal
         from safetensors.torch import load_file
-        from trainer.weight_sync.publisher import WeightPublisher
+        from trainer.weight_sync.config import WeightSyncConfig
+        from trainer.weight_sync.connect import connect
 
         def dying():
             for i, (name, tensor) in enumerate(load_file({str(MODEL / "model.safetensors")!r}).items()):
@@ -161,14 +164,14 @@ def test_a_new_trainer_attaches_after_one_that_was_killed_while_sending(
             def __iter__(self):
                 return dying()
 
-        WeightPublisher([{vllm_server!r}], timeout_s=60, bucket_bytes=8 * 2**20).publish(7, Dying())
+        connect([{vllm_server!r}], WeightSyncConfig(bucket_mib=8)).publish(7, Dying())
     """)
     assert subprocess.run([sys.executable, "-c", first], check=False).returncode == -signal.SIGKILL
     start = time.monotonic()
     assert is_paused(vllm_server)  # answered when the engine has given the dead trainer up
     assert time.monotonic() - start < 15
 
-    second = WeightPublisher([vllm_server], timeout_s=60)
+    second = connect([vllm_server], WeightSyncConfig(timeout_s=60))
     second.attach()
 
     assert not is_paused(vllm_server)
@@ -214,7 +217,7 @@ def test_a_server_killed_half_way_is_named_within_the_deadline_and_the_other_is_
     vllm_server: str, start_vllm: Callable[[], VllmProcess], changed: Weights
 ) -> None:
     doomed = start_vllm()
-    publisher = WeightPublisher([vllm_server, doomed.url], timeout_s=30)
+    publisher = connect([vllm_server, doomed.url], WeightSyncConfig(timeout_s=30))
     assert publisher.publish(15, changed.items()).failed == ()
     start = time.monotonic()
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.weight_sync.buckets import ALIGNMENT_BYTES, TensorSpec, lay_out, plan_buckets
-from trainer.weight_sync.gloo_transport import packed_buckets
+from trainer.weight_sync.transports.buckets import ALIGNMENT_BYTES, TensorSpec, lay_out, plan_buckets
+from trainer.weight_sync.transports.gloo import packed_buckets
 
 DTYPES = st.sampled_from(["float32", "bfloat16", "float16", "int64", "uint8", "bool"])
 SHAPES = st.lists(st.integers(0, 9), max_size=3).map(tuple)

@@ -16,15 +16,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.weight_sync import gloo_group
-from trainer.weight_sync.buckets import TensorSpec, lay_out
+from trainer.weight_sync.config import WeightSyncConfig
+from trainer.weight_sync.connect import connect
+from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import ServerSyncError, WeightSyncError
 from trainer.weight_sync.publisher import WeightPublisher
 from trainer.weight_sync.states import Deadlines, Edge, State, advance
-from trainer.weight_sync.vllm_control import VllmControl
+from trainer.weight_sync.transports import gloo_group
+from trainer.weight_sync.transports.buckets import TensorSpec, lay_out
 
 WEIGHTS = {f"layer.{i}.weight": torch.full((16, 8), float(i)) for i in range(6)}
-BUCKET_BYTES = 600  # two tensors of 16 x 8 bfloat16
+BUCKET_MIB = 600 / 2**20  # two tensors of 16 x 8 bfloat16
 
 
 class FakeVllm:
@@ -162,7 +164,7 @@ def servers() -> Iterator[list[FakeVllm]]:
 
 @pytest.fixture
 def publisher(servers: list[FakeVllm]) -> Iterator[WeightPublisher]:
-    publisher = WeightPublisher([fake.url for fake in servers], timeout_s=3.0, bucket_bytes=BUCKET_BYTES)
+    publisher = connect([fake.url for fake in servers], WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=3.0))
     yield publisher
     publisher.close()
 
@@ -317,7 +319,7 @@ def test_a_server_that_reports_another_version_has_failed(servers: list[FakeVllm
 def test_whatever_fails_every_server_is_resumed(servers: list[FakeVllm], path: str) -> None:
     for fake in servers:
         fake.faults[path] = broken
-    publisher = WeightPublisher([fake.url for fake in servers], timeout_s=2.0, bucket_bytes=BUCKET_BYTES)
+    publisher = connect([fake.url for fake in servers], WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=2.0))
 
     with pytest.raises(WeightSyncError, match="no inference server runs the new weights"):
         publisher.publish(1, WEIGHTS.items())
@@ -345,12 +347,12 @@ def test_an_error_of_the_trainer_itself_passes_through_and_the_servers_are_resum
 
 def test_a_new_trainer_takes_over_from_one_that_vanished_half_way(servers: list[FakeVllm]) -> None:
     urls = [fake.url for fake in servers]
-    first = WeightPublisher(urls, timeout_s=3.0, bucket_bytes=BUCKET_BYTES)
+    first = connect(urls, WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=3.0))
     first.publish(1, WEIGHTS.items())
     for fake in servers:
         fake.respond("/pause", {})
         fake.respond("/start_weight_update", {})
-    second = WeightPublisher(urls, timeout_s=3.0, bucket_bytes=BUCKET_BYTES)
+    second = connect(urls, WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=3.0))
 
     second.attach()
     assert not any(fake.is_paused for fake in servers)
@@ -396,7 +398,7 @@ def test_ensure_current_sends_to_the_restarted_server_only(servers: list[FakeVll
 
 
 def test_attaching_with_nobody_there_fails_at_once() -> None:
-    publisher = WeightPublisher(["http://127.0.0.1:9"], timeout_s=3.0)
+    publisher = connect(["http://127.0.0.1:9"], WeightSyncConfig(timeout_s=3.0))
 
     with pytest.raises(WeightSyncError, match=r"127\.0\.0\.1:9"):
         publisher.attach()

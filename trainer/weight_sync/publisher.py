@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import torch
-
+from trainer.weight_sync.engines.control import EngineControl, PauseMode
 from trainer.weight_sync.errors import ServerSyncError, TransferError, WeightSyncError
-from trainer.weight_sync.gloo_transport import GlooTransport, Member, NamedWeights
 from trainer.weight_sync.states import Deadlines, Edge, State, advance
-from trainer.weight_sync.vllm_control import VllmControl
+from trainer.weight_sync.transports.base import Member, NamedWeights, Transport
 
 log = logging.getLogger(__name__)
 
@@ -52,44 +50,41 @@ class PublishResult:
 
 
 class WeightPublisher:
-    """Publishes the weights of this process (trainer rank 0) to vLLM servers, over one gloo group.
+    """Publishes the weights of this process (trainer rank 0) to inference servers.
 
-    Generation in flight is frozen, not ended: it goes on with the new weights. A server that fails is named
-    in the result and the others are served without it; it is tried again at the next publication. Every wait
-    is bounded. Not for use from two threads at once.
+    A server that fails is named in the result and the others are served without it; it is tried again at the next
+    publication. Every wait is bounded. Not for use from two threads at once.
 
     Args:
-        servers: base URLs.
+        controls: one for each server.
+        transport: how the weights travel.
+        calls: runs the calls to the servers; four threads a server: those of a failed attempt linger until their deadline,
+            and the next attempt must not queue behind them.
         timeout_s: for one transfer. A publication tries three times at most.
-        bucket_bytes: of weights sent together.
-        dtype: the servers' own; floating-point weights are converted to it on the way.
-        recompute: let requests in flight compute their keys and values again under the new weights, so that
-            no token comes from a mixture of policies. Costs a prefill of all of them at every publication.
-            Without it the next tokens attend to keys and values of the old policy, and so may requests that
-            begin with the same prompt.
+        pause_mode: what becomes of requests in flight.
+        recompute: let frozen requests compute their keys and values again under the new weights, so that no token comes
+            from a mixture of policies. Costs a prefill of all of them at every publication. Without it the next tokens
+            attend to keys and values of the old policy, and so may requests that begin with the same prompt.
     """
 
     def __init__(
         self,
-        servers: Sequence[str],
+        controls: Sequence[EngineControl],
+        transport: Transport[Any],
+        calls: ThreadPoolExecutor,
         *,
         timeout_s: float = 60.0,
-        bucket_bytes: int = 64 * 2**20,
-        dtype: torch.dtype = torch.bfloat16,
+        pause_mode: PauseMode = "keep",
         recompute: bool = True,
     ) -> None:
-        if not servers:
+        if not controls:
             raise ValueError("a weight publisher needs at least one inference server")
         self._deadlines = Deadlines.within(timeout_s)
-        self._bucket_bytes = bucket_bytes
-        self._dtype = dtype
+        self._pause_mode = pause_mode
         self._recompute = recompute
-        controls = [VllmControl(url) for url in servers]
         self._controls = {control.url: control for control in controls}
-        # Calls of a failed attempt linger until their deadline; the next attempt must not queue behind them.
-        self._calls = ThreadPoolExecutor(max_workers=4 * len(controls), thread_name_prefix="weight-sync")
-        self._transport: GlooTransport | None = None
-        self._known_versions: dict[str, str] = {}
+        self._transport = transport
+        self._calls = calls
 
     def attach(self) -> None:
         """Open the group with every server that answers, and resume those that a dead trainer left paused.
@@ -100,7 +95,7 @@ class WeightPublisher:
         members, errors = self._who_is_there(list(self._controls.values()))
         if not members:
             raise WeightSyncError(_joined(errors.values()))
-        self._transport_to(members)
+        self._transport.open(members, timeout_s=self._deadlines.send_s)
         self._each([member.control for member in members], self._resume_if_paused)
 
     def publish(self, version: int, weights: NamedWeights) -> PublishResult:
@@ -108,8 +103,7 @@ class WeightPublisher:
 
         Args:
             version: the server calls it `str(version)`.
-            weights: HF checkpoint names and tensors, without a tied `lm_head.weight`. Gone through once for
-                every attempt; an iterator is therefore turned into a list first.
+            weights: HF checkpoint names and tensors, without a tied `lm_head.weight`.
 
         Raises:
             WeightSyncError: not one server runs the version.
@@ -139,18 +133,17 @@ class WeightPublisher:
         return _checked(PublishResult(version, time.monotonic() - start, tuple(results.values())))
 
     def close(self) -> None:
-        """Leave the group and drop all connections."""
-        self._leave_group()
+        """Leave the servers and drop all connections."""
+        self._transport.leave()
         self._calls.shutdown(wait=False, cancel_futures=True)
         for control in self._controls.values():
             control.close()
 
     def _send_to(
-        self, controls: Sequence[VllmControl], weight_version: str, weights: NamedWeights
+        self, controls: Sequence[EngineControl], weight_version: str, weights: NamedWeights
     ) -> dict[str, ServerResult]:
         """Try until the servers have the weights or have shown that they cannot take them."""
-        if iter(weights) is weights:
-            weights = list(weights)
+        shipment = self._transport.prepare(weights, weight_version)
         results: dict[str, ServerResult] = {}
         for attempt in range(1, _ATTEMPTS + 1):
             members, absent = self._who_is_there(controls)
@@ -159,10 +152,11 @@ class WeightPublisher:
                 break
             controls = [member.control for member in members]
             try:
-                results |= self._round(self._transport_to(members), weight_version, weights)
+                self._transport.open(members, timeout_s=self._deadlines.send_s)
+                results |= self._round(controls, shipment, weight_version)
                 break
             except TransferError as error:
-                self._leave_group()
+                self._transport.leave()
                 # As text: a handler that keeps the error would keep its frames, and in them the broken group.
                 log.warning("publishing version %s, attempt %d: %s", weight_version, attempt, str(error))
                 for url in (control.url for control in controls):
@@ -175,26 +169,27 @@ class WeightPublisher:
                 log.warning("version %s: %s", weight_version, result.error)
         return results
 
-    def _round(self, transport: GlooTransport, weight_version: str, weights: NamedWeights) -> dict[str, ServerResult]:
-        """Take the servers of `transport` once through the state machine.
+    def _round(
+        self, controls: Sequence[EngineControl], shipment: object, weight_version: str
+    ) -> dict[str, ServerResult]:
+        """Take the servers once through the state machine.
 
         Raises:
             TransferError: they did not all get through the transfer. They are resumed nevertheless.
         """
-        controls = [self._controls[url] for url in transport.urls]
         limits = self._deadlines
         failures: dict[str, ServerSyncError] = {}
         state = State.IDLE
         start = time.monotonic()
         try:
             state = advance(state, Edge.PAUSE)
-            _, unpaused = self._each(controls, lambda c: c.pause(recompute=self._recompute, timeout_s=limits.pause_s))
+            _, unpaused = self._each(controls, self._pause)
             if unpaused:
                 raise TransferError(Edge.PAUSE, "", unpaused)
             state = advance(state, Edge.SEND)
-            transport.send(weights, weight_version, timeout_s=limits.send_s)
+            self._transport.send(shipment, timeout_s=limits.send_s)
             state = advance(state, Edge.VERIFY)
-            versions, failures = self._each(controls, lambda c: self._verify(c, weight_version))
+            _, failures = self._each(controls, lambda c: self._verify(c, weight_version))
         finally:
             advance(state, Edge.RESUME)
             _, frozen = self._each(controls, lambda c: c.resume(timeout_s=limits.resume_s))
@@ -202,13 +197,15 @@ class WeightPublisher:
                 log.warning("%s", error)
         failures = frozen | failures
         seconds = time.monotonic() - start
-        self._known_versions |= versions
         return {
             url: ServerResult(url, None if url in failures else weight_version, seconds, failures.get(url))
-            for url in transport.urls
+            for url in (control.url for control in controls)
         }
 
-    def _verify(self, control: VllmControl, weight_version: str) -> str:
+    def _pause(self, control: EngineControl) -> None:
+        control.pause(self._pause_mode, recompute=self._recompute, timeout_s=self._deadlines.pause_s)
+
+    def _verify(self, control: EngineControl, weight_version: str) -> str:
         reported = control.weight_version(timeout_s=self._deadlines.verify_s)
         if reported != weight_version:
             raise ServerSyncError(control.url, Edge.VERIFY, f"it reports version {reported!r}, not {weight_version!r}")
@@ -217,51 +214,27 @@ class WeightPublisher:
             raise ServerSyncError(control.url, Edge.VERIFY, "it did not let go of its prefix cache")
         return reported
 
-    def _who_is_there(self, controls: Sequence[VllmControl]) -> tuple[list[Member], dict[str, ServerSyncError]]:
-        limits = self._deadlines
+    def _who_is_there(self, controls: Sequence[EngineControl]) -> tuple[list[Member], dict[str, ServerSyncError]]:
+        probe_s = self._deadlines.probe_s
 
-        def member(control: VllmControl) -> Member:
-            control.health(timeout_s=limits.probe_s)
-            return Member(control, control.world_size(timeout_s=limits.probe_s))
+        def member(control: EngineControl) -> Member:
+            control.health(timeout_s=probe_s)
+            return Member(
+                control,
+                control.world_size(timeout_s=probe_s),
+                control.weight_version(timeout_s=self._deadlines.attach_s),
+            )
 
         members, errors = self._each(controls, member)
         return list(members.values()), errors
 
-    def _transport_to(self, members: Sequence[Member]) -> GlooTransport:
-        """Return the open group if it is of these very servers, and else open one.
-
-        Raises:
-            TransferError: they did not all come.
-        """
-        controls = [member.control for member in members]
-        # A server that restarted, or met another trainer, has left our group and reports another version.
-        versions, _ = self._each(controls, lambda c: c.weight_version(timeout_s=self._deadlines.attach_s))
-        urls = [control.url for control in controls]
-        is_ours = versions == {url: self._known_versions.get(url) for url in urls}
-        if self._transport is None or self._transport.urls != urls or not is_ours:
-            self._leave_group()
-            self._transport = GlooTransport(
-                members,
-                self._calls,
-                timeout_s=self._deadlines.send_s,
-                bucket_bytes=self._bucket_bytes,
-                dtype=self._dtype,
-            )
-            self._known_versions = versions
-        return self._transport
-
-    def _leave_group(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
-
-    def _resume_if_paused(self, control: VllmControl) -> None:
+    def _resume_if_paused(self, control: EngineControl) -> None:
         if control.is_paused(timeout_s=self._deadlines.attach_s):
             log.info("resuming %s, which another trainer left paused", control.url)
             control.resume(timeout_s=self._deadlines.resume_s)
 
     def _each(
-        self, controls: Sequence[VllmControl], call: Callable[[VllmControl], _T]
+        self, controls: Sequence[EngineControl], call: Callable[[EngineControl], _T]
     ) -> tuple[dict[str, _T], dict[str, ServerSyncError]]:
         """Make the call on every server at once. Each call has its own deadline, so all of them end."""
         answers: dict[str, _T] = {}

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 
+from trainer.weight_sync.engines.control import EngineName, PauseMode
 from trainer.weight_sync.errors import ServerSyncError
 from trainer.weight_sync.states import Edge
 
 
 class VllmControl:
-    """Speaks to one vLLM server started with `VLLM_SERVER_DEV_MODE=1`. Safe to use from several threads.
-
-    Every method raises `ServerSyncError` when the server does not answer in time or answers with an error.
+    """An EngineControl for one vLLM server started with `VLLM_SERVER_DEV_MODE=1`, and the phases of its weight transfer.
 
     Args:
         url: of the server; a trailing `/v1` is dropped.
         transport: replaces the network in tests.
     """
+
+    engine: EngineName = "vllm"
 
     def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
@@ -48,14 +49,9 @@ class VllmControl:
         """Return whether generation is paused."""
         return bool(self._call("GET", "/is_paused", Edge.ATTACH, timeout_s)["is_paused"])
 
-    def pause(self, *, recompute: bool = True, timeout_s: float) -> None:
-        """Freeze requests in flight; they go on after `resume`.
-
-        Args:
-            recompute: also drop the prefix cache and the frozen requests' keys and values, which are then
-                computed again under the weights of that time. Otherwise frozen requests keep theirs.
-        """
-        params = {"mode": "keep", "clear_cache": "true" if recompute else "false"}
+    def pause(self, mode: PauseMode = "keep", *, recompute: bool = True, timeout_s: float) -> None:
+        """See EngineControl.pause."""
+        params = {"mode": mode, "clear_cache": "true" if recompute else "false"}
         self._call("POST", "/pause", Edge.PAUSE, timeout_s, params=params)
 
     def resume(self, *, timeout_s: float) -> None:
@@ -100,6 +96,23 @@ class VllmControl:
     def weight_version(self, *, timeout_s: float) -> str:
         """Return the version that the server says it runs; `default` for the weights it was started with."""
         return str(self._call("GET", "/weight_info", Edge.VERIFY, timeout_s)["weight_version"])
+
+    def load_folder(self, folder: str, weight_version: str, *, timeout_s: float) -> None:
+        """See EngineControl.load_folder."""
+        reload = {"method": "reload_weights", "kwargs": {"weights_path": folder}, "timeout": timeout_s}
+        self._call("POST", "/collective_rpc", Edge.SEND, timeout_s, json=reload)
+        self._call("POST", "/update_weight_version", Edge.SEND, timeout_s, json={"new_version": weight_version})
+
+    def load_adapter(self, name: str, folder: str, *, timeout_s: float) -> None:
+        """See EngineControl.load_adapter. The server needs `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1` and `--enable-lora`."""
+        body = {"lora_name": name, "lora_path": folder, "load_inplace": True}
+        self._call("POST", "/v1/load_lora_adapter", Edge.SEND, timeout_s, json=body)
+
+    def prompt_logprobs(
+        self, token_ids: Sequence[int], *, temperature: float = 1.0, model: str | None = None, timeout_s: float
+    ) -> list[float]:
+        """See EngineControl.prompt_logprobs."""
+        raise NotImplementedError
 
     def _call(self, method: str, path: str, edge: Edge, timeout_s: float, **request: Any) -> dict[str, Any]:
         try:

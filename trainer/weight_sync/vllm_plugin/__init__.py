@@ -1,4 +1,4 @@
-"""The vLLM plugin: adds the "gloo" weight-transfer engine to every process that vLLM starts."""
+"""What runs inside the processes of vLLM: `register` adds our weight-transfer engines to each of them."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ def register() -> None:
 
     # vLLM refuses a name it already has and offers no public way to ask for one.
     if "gloo" not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine("gloo", "trainer.weight_sync.gloo_engine", "GlooEngine")
+        WeightTransferEngineFactory.register_engine("gloo", "trainer.weight_sync.vllm_plugin.gloo_engine", "GlooEngine")

@@ -19,8 +19,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from trainer.weight_sync import gloo_group
-from trainer.weight_sync.buckets import TensorSpec, lay_out
+from trainer.weight_sync.transports import gloo_group
+from trainer.weight_sync.transports.buckets import TensorSpec, lay_out
 
 
 @dataclass
