@@ -2,6 +2,7 @@
 
     python -m benchmarks.env_overhead groups --seconds 10 --repetitions 3
     python -m benchmarks.env_overhead busy --sequences 512 --latency 1.0
+    python -m benchmarks.env_overhead busy --sequences 512 --latency 1.0 --spread 0.3
 
 groups: mock inference answers at once, a trainer takes whatever comes; an old-style environment runs unchanged on
     ours and on atroposlib 0.4.0, each with its own rollout server, in turns. `ours-tokens` is the same over the token route.
@@ -53,6 +54,9 @@ class Load:
     batch_size: int
     """Sequences of a batch."""
     latency_s: float = 0.0
+    """Median of a request's time."""
+    sigma: float = 0.0
+    """Lognormal spread of it."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class Mock:
 def mock_inference(load: Load) -> Iterator[Mock]:
     """Run the mock as long as the block lasts."""
     port = free_port()
-    arguments = [port, load.latency_s, load.tokens, load.workers * load.group_size]
+    arguments = [port, load.latency_s, load.sigma, load.tokens, load.workers * load.group_size]
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.env_overhead_mock", *map(str, arguments)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
@@ -268,7 +272,9 @@ def run_groups(args: argparse.Namespace) -> None:
 
 def run_busy(args: argparse.Namespace) -> None:
     """Share of busy sampling."""
-    load = Load(args.group_size, args.tokens, args.sequences // args.group_size, args.batch_size, args.latency)
+    load = Load(
+        args.group_size, args.tokens, args.sequences // args.group_size, args.batch_size, args.latency, args.spread
+    )
     rows, facts = [], {}
     for name in args.programs:
         progress(name)
@@ -299,6 +305,9 @@ def main() -> None:
     busy.set_defaults(run=run_busy)
     busy.add_argument("--sequences", type=int, default=512, help="sequences in flight (512)")
     busy.add_argument("--latency", type=float, default=1.0, help="seconds of a request (1.0)")
+    busy.add_argument(
+        "--spread", type=float, default=0.0, help="sigma of a lognormal latency; 0: all requests end together (0)"
+    )
     for command, programs in ((groups, ["upstream", "ours"]), (busy, ["ours-tokens"])):
         command.add_argument("--group-size", type=int, default=8)
         command.add_argument("--tokens", type=int, default=64, help="completion tokens of a sequence (64)")

@@ -1,6 +1,6 @@
 """MOCK inference in a process of its own: fixed tokens after a fixed time, and how busy it was.
 
-python -m benchmarks.env_overhead_mock PORT LATENCY_S TOKENS SLOTS
+python -m benchmarks.env_overhead_mock PORT LATENCY_S SIGMA TOKENS SLOTS
 
 A line on stdin is answered with one line of JSON: completions, and the mean share of SLOTS sequences that were being
 sampled, since the line before.
@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from atroposlib.testing.mock_inference import MockInferenceServer
+from atroposlib.testing.mock_inference import Latency, MockInferenceServer
 
 
 class SlotClock:
@@ -58,10 +58,10 @@ class TimedServer(MockInferenceServer):
             self.clock.change(-n)
 
 
-async def serve(port: int, latency_s: float, tokens: int, slots: int) -> None:
+async def serve(port: int, latency: Latency, tokens: int, slots: int) -> None:
     """Until stdin ends."""
     ids: Sequence[int] = list(range(10, 10 + tokens))
-    server = TimedServer(lambda prompt, index: ids, latency_s=latency_s, port=port, keeps_requests=False)
+    server = TimedServer(lambda prompt, index: ids, latency_s=latency, port=port, keeps_requests=False)
     server.clock = SlotClock(slots)
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -72,4 +72,5 @@ async def serve(port: int, latency_s: float, tokens: int, slots: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))
+    port, tokens, slots = (int(sys.argv[i]) for i in (1, 4, 5))
+    asyncio.run(serve(port, Latency(base_s=float(sys.argv[2]), sigma=float(sys.argv[3])), tokens, slots))

@@ -368,10 +368,11 @@ class BaseEnv(ABC):
         kept = []
         for group in sending.as_groups(scored_data):
             reason = drop_reason(group, self.config, max_token_len=limit)
+            lengths = completion_lengths(group["masks"], masked=MASKED)
             if self.run_link is not None:
-                self.run_link.note_group(group, reason)
+                self.run_link.note_group(group, lengths, reason)
             if reason not in _UNFILTERED:
-                self.completion_lengths += completion_lengths(group["masks"], masked=MASKED)
+                self.completion_lengths += lengths
             if reason is not None:
                 facts = {"group_size": self.config.group_size, "max_token_len": limit}
                 sending.say_dropped(self.display_name, group, reason, **facts)

@@ -67,4 +67,4 @@ def with_prefix(prefix: str | None, metrics: Mapping[str, Any]) -> dict[str, Any
 
 def completion_lengths(masks: Iterable[Sequence[int]], *, masked: int) -> list[int]:
     """Trained tokens of each sequence."""
-    return [len(labels) - list(labels).count(masked) for labels in masks]
+    return [len(labels) - (labels if hasattr(labels, "count") else list(labels)).count(masked) for labels in masks]

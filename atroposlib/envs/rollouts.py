@@ -28,8 +28,8 @@ async def sample_texts(
         prefill: text that the reply is made to begin with.
     """
     async with server.managed_server(tokenizer=tokenizer) as session:
-        nodes = await session.sample_nodes(messages=messages, prefill=prefill, **sampling)
-    return [(tokenizer.decode(node.completion_ids, skip_special_tokens=True), node) for node in nodes]
+        replies = await session.sample_replies(messages=messages, prefill=prefill, **sampling)
+    return [(reply.text, reply.node) for reply in replies]
 
 
 async def rollout_group(

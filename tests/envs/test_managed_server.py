@@ -139,8 +139,9 @@ async def test_an_update_in_flight_shows_in_the_versions(
     engine.version_changes_at, engine.next_version = 2, "8"
 
     async with manager.managed_server(tokenizer=tokenizer) as session:
-        [node] = await session.sample_nodes(messages=[{"role": "user", "content": "hi"}], max_tokens=20)
+        [reply] = await session.sample_replies(messages=[{"role": "user", "content": "hi"}], max_tokens=20)
 
+    node = reply.node
     assert node.policy_versions == [(-1, len(node.tokens) - 5), (7, 2), (8, 3)]
 
 
@@ -148,19 +149,19 @@ async def test_a_prefill_belongs_to_the_prompt(
     engine: MockInferenceServer, manager: ServerManager, tokenizer: Any
 ) -> None:
     async with manager.managed_server(tokenizer=tokenizer) as session:
-        [node] = await session.sample_nodes(
+        [reply] = await session.sample_replies(
             messages=[{"role": "user", "content": "hi"}], prefill="sure:", max_tokens=20
         )
 
     assert tokenizer.decode(engine.requests[0]["token_ids"]).endswith("<|im_start|>assistant\nsure:")
-    assert tokenizer.decode(node.completion_ids) == "ok 0<|im_end|>"
+    assert tokenizer.decode(reply.node.completion_ids) == "ok 0<|im_end|>"
 
 
 async def test_the_template_bos_is_not_doubled(
     engine: MockInferenceServer, manager: ServerManager, tokenizer: Any
 ) -> None:
     async with manager.managed_server(tokenizer=tokenizer) as session:
-        await session.sample_nodes(messages=[{"role": "user", "content": "hi"}], max_tokens=20)
+        await session.sample_replies(messages=[{"role": "user", "content": "hi"}], max_tokens=20)
 
     assert engine.requests[0]["token_ids"][:2].count(1) == 1
 

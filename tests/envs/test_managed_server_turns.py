@@ -95,8 +95,8 @@ def test_every_node_holds_exactly_what_was_said_and_trains_exactly_what_was_samp
         can_extend = track_tree or any(node is before.node for node in session.current_nodes)
         trained = before.node.completion_ids if before.node and can_extend else []
         messages = [*before.messages, user(said)]
-        nodes = asyncio.run(session.sample_nodes(messages=messages, n=n, max_tokens=max_tokens))
-        for index, node in enumerate(nodes):
+        sampled = asyncio.run(session.sample_replies(messages=messages, n=n, max_tokens=max_tokens))
+        for index, node in enumerate(one.node for one in sampled):
             ids = [*plain.encode(f"{len(server.requests):02}{index}{reply}", add_special_tokens=False), EOS]
             ids = ids[:max_tokens]
             conversations.append(
@@ -184,15 +184,15 @@ async def test_interleaved_rollouts_that_said_the_same_each_keep_their_own_token
 
     turn = [USER, assistant("same")]
     async with asyncio.TaskGroup() as tasks:
-        left = tasks.create_task(session.sample_nodes(messages=[*turn, user("left")]))
+        left = tasks.create_task(session.sample_replies(messages=[*turn, user("left")]))
         await server.waiting.wait()
         # Starts while the other is in flight, and ends before it.
-        right = await session.sample_nodes(messages=[*turn, user("right")])
+        right = await session.sample_replies(messages=[*turn, user("right")])
         server.gates["left"].set()
 
     texts = [tokenizer.decode(node.completion_ids) for node in session.get_state()["nodes"]]
     assert texts == ["same<|im_end|>A!<|im_end|>", "same<|im_end|>B!<|im_end|>"]
-    assert [tokenizer.decode(node.completion_ids) for node in (*left.result(), *right)] == texts
+    assert [tokenizer.decode(one.node.completion_ids) for one in (*left.result(), *right)] == texts
 
 
 async def test_a_branch_in_flight_loses_neither_side(tokenizer: Any) -> None:
@@ -279,8 +279,8 @@ async def test_a_think_block_that_the_generation_prompt_opens_stays_in_the_seque
 async def test_a_prefilled_reply_is_extended(tokenizer: Any) -> None:
     session = ManagedServer(ScriptedServer(tokenizer, lambda prompt, index: "ok"), tokenizer)
 
-    await session.sample_nodes(messages=[USER], prefill="sure: ")
-    await session.sample_nodes(messages=[USER, assistant("sure: ok"), user("?")])
+    await session.sample_replies(messages=[USER], prefill="sure: ")
+    await session.sample_replies(messages=[USER, assistant("sure: ok"), user("?")])
 
     [node] = session.get_state()["nodes"]
     assert tokenizer.decode(node.completion_ids) == "ok<|im_end|>ok<|im_end|>"

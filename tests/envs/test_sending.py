@@ -23,7 +23,7 @@ class FakeLink:
         self.sent: list[list[ScoredDataGroup]] = []
         self.reasons: list[str | None] = []
 
-    def note_group(self, group: ScoredDataGroup, reason: str | None) -> None:
+    def note_group(self, group: ScoredDataGroup, trained: Sequence[int], reason: str | None) -> None:
         self.reasons.append(reason)
 
     async def send(self, groups: Sequence[ScoredDataGroup]) -> None:

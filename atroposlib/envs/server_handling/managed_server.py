@@ -42,9 +42,13 @@ DEBUG_REQUESTS = "ATROPOS_DEBUG_REQUESTS"
 
 
 @dataclass(frozen=True)
-class _Reply:
+class Reply:
+    """One completion of a session."""
+
     node: SequenceNode
+    """The sequence that it made or extended."""
     text: str
+    """Without prompt, prefill and the special token that ended it."""
     finish_reason: str
 
 
@@ -120,15 +124,15 @@ class ManagedServer:
             [reply.text for reply in replies], [reply.finish_reason for reply in replies], self._model_name
         )
 
-    async def sample_nodes(self, *, messages: Sequence[Any], prefill: str = "", **sampling: Any) -> list[SequenceNode]:
-        """Sample replies to a chat and return the new nodes: for callers who want tokens, not the openai package's objects.
+    async def sample_replies(self, *, messages: Sequence[Any], prefill: str = "", **sampling: Any) -> list[Reply]:
+        """Sample replies to a chat: for callers who want texts and tokens, not the openai package's objects.
 
         Args:
             prefill: text that every reply is made to begin with; it belongs to the prompt, so it is not trained.
         """
         tool_choice, tools = sampling.pop("tool_choice", None), sampling.pop("tools", None)
         prompt = self._chat_prompt(messages, tools=tools, tool_choice=tool_choice, prefill=prefill)
-        return [reply.node for reply in await self._sample(prompt, **sampling)]
+        return await self._sample(prompt, **sampling)
 
     async def get_logprobs(self, **kwargs: Any) -> dict[str, Any]:
         """The server's logprobs of given `messages`, `prompt` or `input_ids`; it keeps no node.
@@ -213,7 +217,7 @@ class ManagedServer:
 
     # Sampling
 
-    async def _sample(self, prompt: Prompt, **sampling: Any) -> list[_Reply]:
+    async def _sample(self, prompt: Prompt, **sampling: Any) -> list[Reply]:
         base = self._node_to_extend(prompt.text)
         input_ids = prompt_ids(self._tokens_and_text, base or EMPTY, prompt)
         with self._claim(base):
@@ -248,7 +252,7 @@ class ManagedServer:
         self.segments_restarted += bool(self.current_nodes or self.sequences) and not is_fresh
         self._starts.add(prompt.text)
 
-    def _reply(self, base: SequenceNode, prompt: Prompt, samples: TokenSamples, completion: TokenCompletion) -> _Reply:
+    def _reply(self, base: SequenceNode, prompt: Prompt, samples: TokenSamples, completion: TokenCompletion) -> Reply:
         reply = reply_text(self._tokens_and_text, completion, keep_special=prompt.keep_special)
         node = grow(
             base,
@@ -261,7 +265,7 @@ class ManagedServer:
         if prompt.is_chat:
             rendered = prompt.text.removesuffix(prompt.prefill)
             self._sampled_replies[prompt.prefill + reply.text] = opened_think_block(rendered)
-        return _Reply(node, reply.text, completion.finish_reason)
+        return Reply(node, reply.text, completion.finish_reason)
 
     def _keep(self, base: SequenceNode | None, nodes: list[SequenceNode]) -> None:
         if self.track_tree:
@@ -269,7 +273,7 @@ class ManagedServer:
         else:
             place(self.current_nodes, base, nodes)
 
-    def _log_request(self, prompt: Prompt, base: SequenceNode | None, replies: list[_Reply]) -> None:
+    def _log_request(self, prompt: Prompt, base: SequenceNode | None, replies: list[Reply]) -> None:
         if os.environ.get(DEBUG_REQUESTS) == "1":
             log.info(
                 "managed request: extends=%s prompt=%r replies=%r",
@@ -287,7 +291,7 @@ class ManagedServer:
         return self._translator
 
     def _parsed(
-        self, reply: _Reply, prompt: Prompt, tools: Any, tool_choice: Any
+        self, reply: Reply, prompt: Prompt, tools: Any, tool_choice: Any
     ) -> tuple[str | None, list[dict[str, Any]] | None, str]:
         translator = self._get_translator()
         if translator is None or not prompt.keep_special:

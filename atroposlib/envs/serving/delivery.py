@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -17,6 +16,7 @@ from atroposlib.errors import GroupFormatError
 from atroposlib.type_definitions import MASKED, ScoredDataGroup, VersionRuns
 from atroposlib.wire.columns import Group
 from atroposlib.wire.layout import NOT_SAMPLED, PADDING_LOGPROB
+from atroposlib.wire.packing import packed
 
 MAX_LOGPROB = 1e-3
 """Nats; above 0 by more than rounding no token was sampled: 1.0 marks those that were not."""
@@ -210,7 +210,6 @@ def _flat(rows: Any, dtype: type[np.generic]) -> Any:
     if not rows:
         return None
     if all(type(row) is list for row in rows):
-        # Faster than numpy's own reading of lists, which first looks for what is nested in them.
         typecode = np.dtype(dtype).char
-        return np.frombuffer(b"".join(array(typecode, row).tobytes() for row in rows), dtype=dtype)
+        return np.frombuffer(b"".join([packed(row, typecode) for row in rows]), dtype=dtype)
     return np.concatenate([np.asarray(row, dtype=dtype) for row in rows])

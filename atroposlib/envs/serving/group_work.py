@@ -25,7 +25,7 @@ from atroposlib.errors import (
     RunChangedError,
     infrastructure_error,
 )
-from atroposlib.type_definitions import MASKED, Item, ScoredDataGroup
+from atroposlib.type_definitions import Item, ScoredDataGroup
 from atroposlib.wire.columns import Group, new_group_id
 from atroposlib.wire.models import EnvInfo, GroupResult, Ticket
 
@@ -116,13 +116,15 @@ class GroupWork:
             raise run.failure
         await self._finish(run)
 
-    def note_group(self, group: ScoredDataGroup, reason: str | None) -> None:
-        """Count a group that came out of the environment; reason: why it is not sent."""
+    def note_group(self, group: ScoredDataGroup, trained: Sequence[int], reason: str | None) -> None:
+        """See RunLink.note_group. What the engine said of the ends goes into the group."""
         run = _current.get()
-        origins = run.origins if run is not None else {}
+        reasons = finish_reasons(group, run.origins if run is not None else {})
+        if reasons:
+            group["finish_reasons"] = reasons
         self._stats.rewards.extend(group["scores"])
-        self._stats.completion_tokens.extend(len(labels) - list(labels).count(MASKED) for labels in group["masks"])
-        self._stats.finish_reasons.update(said for said in finish_reasons(group, origins) if said)
+        self._stats.completion_tokens.extend(trained)
+        self._stats.finish_reasons.update(said for said in reasons if said)
         if reason is not None:
             self._drop(run, reason)
 

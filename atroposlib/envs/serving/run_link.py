@@ -30,8 +30,8 @@ class RunLink(Protocol):
         """Evaluate in the background, unless an evaluation runs already."""
         ...
 
-    def note_group(self, group: ScoredDataGroup, reason: str | None) -> None:
-        """A group came out of the environment; reason: why it is not sent."""
+    def note_group(self, group: ScoredDataGroup, trained: Sequence[int], reason: str | None) -> None:
+        """A group came out of the environment. trained: tokens of each sequence; reason: why the group is not sent."""
         ...
 
     async def send(self, groups: Sequence[ScoredDataGroup]) -> None:

@@ -193,9 +193,9 @@ class EnvRunner:
         assert self._tasks is not None
         self._evaluations.start(self._tasks, step=step, policy_version=self._policy_version)
 
-    def note_group(self, group: ScoredDataGroup, reason: str | None) -> None:
+    def note_group(self, group: ScoredDataGroup, trained: Sequence[int], reason: str | None) -> None:
         """See RunLink.note_group."""
-        self._work.note_group(group, reason)
+        self._work.note_group(group, trained, reason)
 
     async def send(self, groups: Sequence[ScoredDataGroup]) -> None:
         """See RunLink.send."""

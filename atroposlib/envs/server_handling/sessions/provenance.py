@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from atroposlib.type_definitions import VersionRuns
+from atroposlib.wire.packing import packed
 
 
 @dataclass(frozen=True)
@@ -47,4 +47,4 @@ def remember(tokens: list[int], origin: Origin) -> None:
 
 def sequence_key(tokens: list[int]) -> bytes:
     """The token ids themselves: two sequences are the same only if every id is."""
-    return array("i", tokens).tobytes()
+    return packed(tokens, "i")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from atroposlib.envs.server_handling.engines.samples import TokenCompletion
@@ -35,7 +36,13 @@ def _terminator(tokenizer: Any, completion: TokenCompletion) -> str:
     # A reply that was cut ends in an ordinary place, unless the limit fell on its very last token.
     if completion.finish_reason == "length" and last[0] != getattr(tokenizer, "eos_token_id", None):
         return ""
-    if tokenizer.decode(last, skip_special_tokens=True):
+    return _special_text(tokenizer, last[0])
+
+
+@lru_cache(maxsize=256)
+def _special_text(tokenizer: Any, token_id: int) -> str:
+    """The text of a special token; empty for an ordinary one. Few different tokens end replies: remembered."""
+    if tokenizer.decode([token_id], skip_special_tokens=True):
         return ""
-    text: str = tokenizer.decode(last, skip_special_tokens=False)
+    text: str = tokenizer.decode([token_id], skip_special_tokens=False)
     return text

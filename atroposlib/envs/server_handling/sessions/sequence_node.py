@@ -61,7 +61,8 @@ def grow(
     added = len(prompt_ids) - len(base.tokens)
     # Only a sequence that somebody else built says nothing about its versions.
     base_versions = base.policy_versions or [(NOT_SAMPLED, len(base.tokens))]
-    node = SequenceNode(
+    # Not validated: item by item it costs more than all the rest, and these lists are ours.
+    node = SequenceNode.model_construct(
         full_text=full_text,
         tokens=prompt_ids + completion.token_ids,
         masked_tokens=base.masked_tokens + [MASKED] * added + completion.token_ids,
