@@ -257,6 +257,13 @@ def _inference_servers(status: Status, thresholds: Thresholds) -> Iterator[Findi
                 problem=f"not reported for {entry.last_seen_s:.0f} s",
                 fix="is it running? start it again, or take it off the list with POST /v1/servers/leave",
             )
+        elif entry.server.problem:
+            yield Finding(
+                severity="warning",
+                subject=subject,
+                problem=entry.server.problem,
+                fix="see the trainer's log and the engine's; the server is tried again by itself",
+            )
         elif entry.server.role == "policy" and version is not None and version < status.policy_version:
             yield Finding(
                 severity="warning",

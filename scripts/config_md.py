@@ -7,12 +7,9 @@ python scripts/config_md.py --check    exit 1 when CONFIG.md is out of date
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import inspect
-import itertools
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -31,6 +28,8 @@ from atroposlib.launch.inference import InferenceConfig
 from environments.chain_sum import ChainSumConfig
 from rollout_server.config import ServerConfig
 from trainer.config import REFUSED, GRPOConfig
+from trainer.config_values import attribute_docs
+from trainer.weight_sync.config import WeightSyncConfig
 
 TARGET = Path(__file__).parent.parent / "CONFIG.md"
 
@@ -91,6 +90,11 @@ def sections() -> Iterator[str]:
         "`atropos-trainer --config trainer.yaml key=value ...`. Further keys are those of `transformers.TrainingArguments`.",
         _dataclass_rows(GRPOConfig),
     )
+    yield _section(
+        "Trainer: weight_sync",
+        f"{_first_line(WeightSyncConfig)} Nested in YAML; `weight_sync.transport=disk` on the command line.",
+        _dataclass_rows(WeightSyncConfig),
+    )
     refused = "\n".join(f"| `{key}` | {reason} |" for key, reason in sorted(REFUSED.items()))
     yield f"## Trainer: keys of transformers that are refused\n\n| key | instead |\n|---|---|\n{refused}\n"
 
@@ -120,7 +124,7 @@ def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
 
 
 def _model_rows(model: type[BaseModel], without: type[BaseModel] | None = None) -> list[tuple[str, str, str, str]]:
-    docs = {name: text for cls in reversed(model.__mro__) for name, text in _attribute_docs(cls).items()}
+    docs = {name: text for cls in reversed(model.__mro__) for name, text in attribute_docs(cls).items()}
     rows = []
     for name, info in model.model_fields.items():
         if without is not None and name in without.model_fields and info.default == without.model_fields[name].default:
@@ -135,33 +139,20 @@ def _default_of(info: Any) -> Any:
     return "see its section" if isinstance(value, BaseModel) else value
 
 
-def _dataclass_rows(cls: type[GRPOConfig]) -> list[tuple[str, str, str, str]]:
-    docs, hints = _attribute_docs(cls), get_type_hints(cls)
+def _dataclass_rows(cls: type) -> list[tuple[str, str, str, str]]:
+    docs, hints = attribute_docs(cls), get_type_hints(cls)
     inherited = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
     rows = []
     for f in dataclasses.fields(cls):
         is_ours = f.name not in inherited or f.default != inherited[f.name]
         if not f.init or f.name in REFUSED or not is_ours:
             continue
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        if dataclasses.is_dataclass(default):
+            default = "see its section"
         text = docs.get(f.name, "as in transformers" if f.name in inherited else "")
         rows.append((f.name, _kind(hints[f.name]), _show(default), _cell(text)))
     return rows
-
-
-def _attribute_docs(cls: type) -> dict[str, str]:
-    """The string below each attribute of a class."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError):
-        return {}
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-    docs = {}
-    for before, after in itertools.pairwise(body):
-        match before, after:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as text)):
-                docs[name] = text
-    return docs
 
 
 def _first_line(cls: type) -> str:

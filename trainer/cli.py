@@ -7,10 +7,14 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from atroposlib.errors import AtroposError
+from trainer.config_values import attribute_docs
+from trainer.weight_sync.config import WeightSyncConfig
 
 if TYPE_CHECKING:
     from trainer.config import GRPOConfig
@@ -19,12 +23,15 @@ EXAMPLES = """\
 examples:
   atropos-trainer --config trainer.yaml
   atropos-trainer --config trainer.yaml max_steps=50 learning_rate=1e-6
+  atropos-trainer --config trainer.yaml weight_sync.transport=disk weight_sync.timeout_s=30
+  atropos-trainer --config trainer.yaml use_peft=true lora_r=32
   atropos-trainer --config trainer.yaml --dry-run
   atropos-trainer --print-config model_name_or_path=models/SmolLM2-135M-Instruct
   torchrun --nproc_per_node 2 -m trainer.cli --config trainer.yaml deepspeed=zero2
 
 A run that was stopped goes on from its last checkpoint when the same command is given again.
 """
+_INDENT = " " * 6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,14 +54,29 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="atropos-trainer",
         description="Train a policy with GRPO on the batches of a rollout server.",
-        epilog=EXAMPLES,
+        epilog=f"{_weight_sync_help()}\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE", help="flat YAML file of options")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options; groups of them may be nested")
     parser.add_argument("--dry-run", action="store_true", help="check the configuration, print it and stop")
     parser.add_argument("--print-config", action="store_true", help="print every option with its origin and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options that win over the file")
     return parser
+
+
+def _weight_sync_help() -> str:
+    """Its options; --print-config shows all others too, which are too many for a help text."""
+    docs = attribute_docs(WeightSyncConfig)
+    lines = [
+        "options of weight_sync, how new weights get into the inference servers (all others: --print-config, CONFIG.md):"
+    ]
+    for field in fields(WeightSyncConfig):
+        text = f"{docs.get(field.name, '')} Default: {'none' if field.default is None else field.default}."
+        lines += [
+            f"  weight_sync.{field.name}",
+            *textwrap.wrap(text, 100, initial_indent=_INDENT, subsequent_indent=_INDENT),
+        ]
+    return "\n".join([*lines, ""])
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -68,17 +90,30 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def describe(config: GRPOConfig, origins: dict[str, str]) -> str:
-    """The whole configuration as YAML, each key with where its value comes from."""
-    import yaml
+    """The whole configuration as YAML, each key with where its value comes from.
 
-    from trainer.config import settable_keys
+    Args:
+        origins: of the keys that were set, dotted inside a group.
+    """
+    from trainer.config import GROUPS, settable_keys
 
     lines = []
     for key in settable_keys():
-        value = "<hidden>" if key.endswith("_token") and getattr(config, key) else _plain(getattr(config, key))
-        text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
-        lines.append(f"{key}: {text}  # {origins.get(key, 'default')}")
+        value = getattr(config, key)
+        if key not in GROUPS:
+            lines.append(_line(key, value, origins.get(key)))
+            continue
+        lines.append(f"{key}:")
+        lines += [f"  {_line(name, getattr(value, name), origins.get(f'{key}.{name}'))}" for name in GROUPS[key]]
     return "\n".join(lines)
+
+
+def _line(key: str, value: Any, origin: str | None) -> str:
+    import yaml
+
+    shown = "<hidden>" if key.endswith("_token") and value else _plain(value)
+    text = yaml.safe_dump(shown, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+    return f"{key}: {text}  # {origin or 'default'}"
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -14,7 +14,10 @@ from atroposlib.errors import ConfigError
 from atroposlib.wire.models import LatePolicy
 from trainer import config_values, deepspeed_presets
 from trainer.advantages import ADVANTAGE_SCALES, AdvantageScale
-from trainer.losses import LOSS_AGGREGATIONS, LOSS_TYPES, Correction, LossAggregation, LossType
+from trainer.losses.aggregation import LOSS_AGGREGATIONS, LossAggregation
+from trainer.losses.corrections import CORRECTIONS, Correction
+from trainer.losses.objectives import LOSS_TYPES, LossType
+from trainer.publication import longest_s
 from trainer.step_batch import OVERLONG, Overlong
 from trainer.weight_sync.config import WeightSyncConfig
 
@@ -139,8 +142,20 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     logprob_chunk_size: int = 256
     """Tokens whose logits over the whole vocabulary are in memory at once."""
 
+    use_peft: bool = False
+    """Train a LoRA adapter instead of all weights. Checkpoints then hold the adapter. Engines get the adapter
+    (weight_sync.transport auto or lora) or the weights with the adapter merged in (any other)."""
+    lora_r: int = 16
+    """use_peft: rank of the adapter; the engine's --max-lora-rank must not be below."""
+    lora_alpha: float = 32.0
+    """use_peft: the adapter's product is scaled by lora_alpha / lora_r."""
+    lora_dropout: float = 0.0
+    """use_peft: above 0, the policy that is trained is not quite the one that was sampled."""
+    lora_target_modules: list[str] | None = None
+    """use_peft: last names of the layers that get one, e.g. [q_proj, v_proj]; every linear layer but the output if absent."""
+
     deepspeed: dict[str, Any] | str | None = None
-    """zero1, zero2, a file, or the configuration itself."""
+    """zero1, zero2, zero3, zero3_offload, a file, or the configuration itself."""
 
     max_steps: int = 200
     learning_rate: float = 1e-6
@@ -178,6 +193,16 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
             if self.use_cpu:
                 deepspeed_presets.use_gloo_alone()
         super().__post_init__()
+        self._check_deadlines()
+
+    @property
+    def sends_adapter(self) -> bool:
+        """Whether engines get the adapter alone, not whole weights."""
+        return self.use_peft and self.weight_sync.transport in ("auto", "lora")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for the sinks of report_to."""
+        return {**super().to_dict(), "weight_sync": asdict(self.weight_sync)}
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -205,6 +230,7 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
             )
         if (self.loss_aggregation == "constant") != (self.max_completion_length is not None):
             raise ConfigError("loss_aggregation=constant and max_completion_length go together: give both or neither")
+        self._check_adapter()
         for url in self.inference_servers:
             if not url.startswith(("http://", "https://")) or url.rstrip("/").endswith("/v1"):
                 raise ConfigError(
@@ -220,18 +246,41 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
                 "hint: give a folder with config.json and model.safetensors, or the id of a model on the Hub"
             )
 
+    def _check_adapter(self) -> None:
+        defaults = {f.name: f.default for f in fields(GRPOConfig) if f.name.startswith("lora_")}
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if self.weight_sync.transport == "lora" and not self.use_peft:
+            raise ConfigError("weight_sync.transport=lora sends an adapter: give use_peft=true, or another transport")
+        if self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
+            raise ConfigError(
+                f"lora_alpha must be over 0 and lora_dropout in [0, 1), are {self.lora_alpha} and {self.lora_dropout}"
+            )
+        if self.lora_target_modules == []:
+            raise ConfigError("lora_target_modules is empty; name layers, e.g. [q_proj, v_proj], or leave it for all")
+        if given and not self.use_peft:
+            raise ConfigError(f"{given[0]} is an option of LoRA: give use_peft=true as well, or leave it")
+
+    def _check_deadlines(self) -> None:
+        """The other ranks wait in a collective while rank 0 waits for a batch or publishes."""
+        needed_s = self.batch_deadline_s + longest_s(self.weight_sync.timeout_s)
+        if self.world_size > 1 and self.ddp_timeout <= needed_s:
+            raise ConfigError(
+                f"ddp_timeout={self.ddp_timeout} is too short: the other ranks may wait for rank 0 for {needed_s:.0f} s, "
+                f"which follows from batch_deadline_s and weight_sync.timeout_s; give ddp_timeout={needed_s + 60:.0f}"
+            )
+
 
 _AT_LEAST = {
     "batch_size": 1, "group_size": 1, "max_token_len": -1, "max_staleness": 0, "prefetch": 0, "epsilon_low": 0,
     "epsilon_high": 0, "dual_clip_c": 1, "max_completion_length": 1, "is_cap": 1, "max_tokens_per_micro_batch": 1,
     "logprob_chunk_size": 1, "max_steps": 1, "logging_steps": 1, "save_steps": 1, "save_total_limit": 2,
-    "warmup_steps": 0, "max_grad_norm": 0,
+    "warmup_steps": 0, "max_grad_norm": 0, "lora_r": 1,
 }  # fmt: skip
 _ONE_OF: dict[str, Sequence[str]] = {
     "advantage_scale": ADVANTAGE_SCALES,
     "loss_type": LOSS_TYPES,
     "loss_aggregation": LOSS_AGGREGATIONS,
-    "correction": ("tis", "none"),
+    "correction": CORRECTIONS,
     "overlong": OVERLONG,
     "late_policy": get_args(LatePolicy),
     "torch_dtype": ("float32", "bfloat16"),
@@ -239,11 +288,15 @@ _ONE_OF: dict[str, Sequence[str]] = {
 }
 
 
+GROUPS = {"weight_sync": [f.name for f in fields(WeightSyncConfig)]}
+"""Keys that hold further keys."""
+
+
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> GRPOConfig:
     """Parse and check a configuration.
 
     Args:
-        path: flat YAML file, or None for the defaults.
+        path: YAML file, or None for the defaults.
         overrides: key=value, which win over the file. Values are YAML; 1e-6 is a number.
     Raises:
         ConfigError: unknown key (with the nearest one), wrong type, impossible value, missing model folder.
@@ -255,7 +308,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> GRPOC
 def load_config_with_origins(
     path: str | Path | None, overrides: Sequence[str] = ()
 ) -> tuple[GRPOConfig, dict[str, str]]:
-    """As load_config; also says for each key that was set where it comes from."""
+    """As load_config; also says for each key that was set, dotted inside a group, where it comes from."""
     hints = get_type_hints(GRPOConfig)
     known = [f.name for f in fields(GRPOConfig) if f.init]
     values: dict[str, Any] = {}
@@ -264,11 +317,11 @@ def load_config_with_origins(
     sources = [] if path is None else [(str(path), config_values.read_file(Path(path)))]
     sources.append(("the command line", config_values.read_overrides(overrides)))
     for source, given in sources:
-        config_values.check_keys(given, known=known, refused=REFUSED, source=source)
+        config_values.check_keys(given, known=known, refused=REFUSED, groups=GROUPS, source=source)
         for key, value in config_values.merged(plain, given).items():
             if key in given:
                 values[key] = config_values.coerce(key, value, hints[key], source=source)
-                origins[key] = source
+        origins |= dict.fromkeys(config_values.leaves(given, GROUPS), source)
         plain = config_values.merged(plain, given)
     try:
         return GRPOConfig(**values), origins
@@ -297,6 +350,4 @@ def _deepspeed_config(value: str | dict[str, Any]) -> dict[str, Any]:
         config = config_values.read_file(Path(value))
     else:
         config = value
-    if deepspeed_presets.zero_stage(config) == 3:
-        raise ConfigError("deepspeed: ZeRO stage 3 is not supported yet; use zero2")
     return config

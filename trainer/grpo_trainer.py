@@ -16,27 +16,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
 
 from atroposlib.client import RolloutClient
 from atroposlib.errors import AtroposError, ServerUnreachableError
 from atroposlib.wire.models import RunInfo, RunRequest
-from trainer import checkpoints
+from trainer import checkpoints, deepspeed_presets
 from trainer.batch_stream import BatchStream, Client
 from trainer.config import GRPOConfig
 from trainer.errors import TrainerError
 from trainer.ledger import JsonLines, TrainerLedger
 from trainer.logprobs import PackedPolicy
-from trainer.losses import token_losses, truncated_importance_weights
+from trainer.lora import adapter_config, load_adapter, options_of
+from trainer.losses.corrections import CorrectionRule, correction_weights
+from trainer.losses.objectives import Objective, token_losses
 from trainer.metrics import TokenFigures, TokenSums, batch_metrics
 from trainer.micro_batch import MicroBatch, RankShare, share_of_rank
-from trainer.policy_model import PolicySaver, PolicyWeights, build_policy, load_policy
-from trainer.publication import Publication, Publisher
+from trainer.policy_model import PolicySaver, build_policy, load_policy, prepare_partitioned
+from trainer.publication import Publication, Publisher, is_published
 from trainer.step_batch import build_step_batch
 from trainer.step_clock import StepClock
 from trainer.tracking import prepare_tracking
+from trainer.weight_sync.sources import WeightSource, full_numel, has_adapter, is_partitioned, weight_source
+from trainer.weight_sync.transports.base import NamedWeights
 
 log = logging.getLogger(__name__)
+
+ENGINE_DTYPE = torch.bfloat16
+"""What weights are converted to on their way into the engines."""
 
 
 class GRPOTrainer(Trainer):  # type: ignore[misc]
@@ -63,6 +70,10 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         prepare_tracking(config)
+        if config.deepspeed:
+            deepspeed_presets.meet_ranks(on_cpu=config.use_cpu, timeout_s=config.ddp_timeout)
+        # A fresh adapter is random.
+        set_seed(config.seed)
         policy = (
             load_policy(
                 config.model_name_or_path,
@@ -70,9 +81,10 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
                 attn_implementation=config.attn_implementation,
                 trust_remote_code=config.trust_remote_code,
                 logprob_chunk_size=config.logprob_chunk_size,
+                lora=options_of(config),
             )
             if lm is None
-            else build_policy(lm, logprob_chunk_size=config.logprob_chunk_size)
+            else build_policy(lm, logprob_chunk_size=config.logprob_chunk_size, lora=options_of(config))
         )
         super().__init__(model=policy, args=config, callbacks=[_Hooks(self)], optimizers=(optimizer, None))
         self.remove_callback(PrinterCallback)
@@ -129,7 +141,12 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         self._stop_reason = reason
 
     def begin(self) -> None:
-        """Open the run and bring the engines to our version. Called when weights and step are loaded."""
+        """Open the run and bring the engines to our version. Called on every rank when weights and step are loaded."""
+        if is_partitioned(self.model):
+            prepare_partitioned(self.model, self.args.device)
+        self._engine_weights: WeightSource = weight_source(
+            self.model, is_rank_0=self.is_world_process_zero(), dtype=ENGINE_DTYPE, adapter_only=self.args.sends_adapter
+        )
         info = self._open_run()
         step = self.state.global_step
         if info.committed_step > step:
@@ -139,15 +156,26 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
                 "that holds it, or another run_name to start anew"
             )
         self._stream.join(info.session)
+        self._engine_version = info.policy_version
+        weights = self._gather(step)
         if self.is_world_process_zero():
-            self._publication = Publication(
-                self._publisher or self._weight_publisher(),
-                PolicyWeights(self.model),
-                announce=self._stream.publish_policy,
-                engine_version=info.policy_version,
-            )
-            self._publication.start(step)
+            self._start_publication(step, weights)
         log.info("run %s: step %d of %d", info.run_name, step, self.args.max_steps)
+
+    def _start_publication(self, step: int, weights: NamedWeights) -> None:
+        self._publication = Publication(
+            self._publisher or self._weight_publisher(),
+            announce=self._stream.publish_policy,
+            engine_version=self._engine_version,
+        )
+        self._publication.start(step, weights)
+
+    def _gather(self, version: int) -> NamedWeights:
+        """The weights for a publication, on rank 0. Every rank calls this, before rank 0 sends anything."""
+        has_engines = self._publisher is not None or bool(self.args.inference_servers)
+        if not has_engines or not is_published(version, engine_version=self._engine_version):
+            return ()
+        return self._engine_weights.gather() or ()
 
     def committed(self) -> None:
         """Mark the checkpoint that was just saved as whole and tell the server. Called on every rank."""
@@ -216,7 +244,16 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             return None
         from trainer.weight_sync.connect import connect
 
-        return connect(self.args.inference_servers, self.args.weight_sync)
+        config = self.args
+        return connect(
+            config.inference_servers,
+            config.weight_sync,
+            dtype=ENGINE_DTYPE,
+            folder=self._run_dir / "weights",
+            model_folder=config.model_name_or_path,
+            has_cuda=config.device.type == "cuda",
+            adapter=adapter_config(self.model.lm) if config.sends_adapter else None,
+        )
 
     def _save_config(self) -> None:
         from trainer.cli import describe
@@ -276,7 +313,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
     def floating_point_ops(self, inputs: RankShare) -> int:
         """Of this rank's passes, without attention and recomputation: 6 for each parameter and token."""
         tokens = sum(micro_batch.input_ids_1T.numel() for micro_batch in inputs.micro_batches)
-        return 6 * tokens * sum(parameter.numel() for parameter in self.model.parameters())
+        return 6 * tokens * sum(map(full_numel, self.model.parameters()))
 
     # One step
 
@@ -324,20 +361,13 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         )
         # One pass over the batch a step: the policy at its start is the policy now.
         proximal_M = logprobs_M.detach()
-        weights_M = torch.ones_like(proximal_M)
-        if config.correction == "tis":
-            tis_M = truncated_importance_weights(proximal_M, micro.inference_logprobs_M, cap=config.is_cap)
-            weights_M = torch.where(micro.has_inference_logprobs_M, tis_M, weights_M)
+        rule = CorrectionRule(config.correction, is_cap=config.is_cap)
+        weights_M = correction_weights(proximal_M, micro.inference_logprobs_M, micro.sequence_M, rule)
+        weights_M = torch.where(micro.has_inference_logprobs_M, weights_M, 1.0)
+        objective = Objective(config.loss_type, config.epsilon_low, config.epsilon_high, config.dual_clip_c)
         losses_M = token_losses(
-            logprobs_M,
-            proximal_M,
-            micro.advantages_M,
-            weights_M,
-            loss_type=config.loss_type,
-            epsilon_low=config.epsilon_low,
-            epsilon_high=config.epsilon_high,
-            dual_clip_c=config.dual_clip_c,
-        )
+            logprobs_M, proximal_M, micro.advantages_M, weights_M, micro.sequence_M, objective
+        ).losses_M
         loss = (losses_M * micro.loss_weights_M).sum()
         sums.add(
             loss=loss,
@@ -364,6 +394,8 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         self, share: RankShare, figures: TokenFigures, grad_norm: float, learning_rate: float | None
     ) -> None:
         batch = share.batch
+        self._clock.start("sync")
+        weights = self._gather(batch.step + 1)
         if self._publication is None or self._writers is None:
             return
         metrics_file, ledger = self._writers
@@ -373,8 +405,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             sequences=len(batch.sequences),
             max_staleness=max(batch.staleness(), default=None),
         )
-        self._clock.start("sync")
-        published = self._publication.after_step(batch.step + 1)
+        published = self._publication.after_step(batch.step + 1, weights)
         self._stream.ack(batch.step, policy_version=published)
         self._metrics = {
             **batch_metrics(batch),
@@ -404,11 +435,23 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
 
     # Checkpoints: PackedPolicy is a wrapper, what is written is the model inside
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        # Not state_dict: DeepSpeed clones tied weights apart in it, and up to ZeRO-2 ours in memory are whole.
-        self._saver.save(self.model, Path(output_dir) if output_dir else self.args.checkpoints_dir)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a Hugging Face folder with whole weights, or a peft folder. Called on every rank.
+
+        Not what transformers does: DeepSpeed's state dict has tied weights twice, and the wrapper's names.
+        """
+        folder = Path(output_dir) if output_dir else self.args.checkpoints_dir
+        source = weight_source(self.model, is_rank_0=self.args.should_save, adapter_only=has_adapter(self.model.lm))
+        weights = source.gather()
+        if weights is not None:
+            self._saver.save(self.model, folder, weights)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if has_adapter(self.model.lm):
+            load_adapter(self.model.lm, Path(resume_from_checkpoint))
+            return
         wrapper, self.model = self.model, self.model.lm
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -12,11 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.losses import LOG_RATIO_LIMIT
+from trainer.losses.ratios import LOG_RATIO_LIMIT
 from trainer.step_batch import StepBatch
 
-_SUMS = ("loss", "tokens", "entropy", "corrected", "kl_k3", "weight", "weight_squared", "truncated")
+_SUMS = (
+    *("loss", "tokens", "entropy", "corrected"),
+    *("kl_k1", "kl_k3", "difference", "ratio", "outside"),
+    *("weight", "weight_squared", "truncated"),
+)
 _MAXIMA = ("log_ratio", "stop")
+
+USUAL_RATIOS = (0.5, 2.0)
+"""A token whose probability the trainer and the engine see this far apart is counted as outside."""
 
 
 class TokenSums:
@@ -49,17 +56,23 @@ class TokenSums:
         counts_M = loss_weights_M > 0
         compared_M = counts_M & has_inference_logprobs_M
         delta_M = (logprobs_M - inference_logprobs_M)[compared_M].double().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        ratio_M = delta_M.exp()
         weight_M = weights_M[compared_M].double()
+        low, high = USUAL_RATIOS
         self._sums += torch.stack(
             [
                 loss.double(),
                 counts_M.sum().double(),
                 entropies_M[counts_M].double().sum(),
                 compared_M.sum().double(),
+                -delta_M.sum(),
                 (torch.expm1(delta_M) - delta_M).sum(),
+                delta_M.abs().sum(),
+                ratio_M.sum(),
+                ((ratio_M < low) | (ratio_M > high)).sum().double(),
                 weight_M.sum(),
                 weight_M.square().sum(),
-                (delta_M.exp() > is_cap).sum().double(),
+                (ratio_M > is_cap).sum().double(),
             ]
         )
         if len(delta_M):
@@ -80,7 +93,11 @@ class TokenSums:
         return TokenFigures(
             loss=sums["loss"],
             entropy=sums["entropy"] / tokens,
+            mismatch_kl_k1=sums["kl_k1"] / compared,
             mismatch_kl_k3=sums["kl_k3"] / compared,
+            mismatch_difference=sums["difference"] / compared,
+            mismatch_ratio_mean=sums["ratio"] / compared,
+            mismatch_outside_frac=sums["outside"] / compared,
             mismatch_ratio_max=float(np.exp(maxima["log_ratio"])),
             truncated_frac=sums["truncated"] / compared,
             ess=sums["weight"] ** 2 / max(compared * sums["weight_squared"], 1e-30),
@@ -95,9 +112,17 @@ class TokenFigures:
     loss: float
     entropy: float
     """Mean, nats."""
+    mismatch_kl_k1: float
+    """Mean of -d with d = trainer's logprob - engine's, nats: estimates KL(engine || trainer), and may be negative."""
     mismatch_kl_k3: float
-    """Mean of exp(d) - d - 1 with d = trainer's logprob - engine's, nats."""
+    """Mean of exp(d) - d - 1, nats: estimates the same, never negative, with less variance."""
+    mismatch_difference: float
+    """Mean of |d|, nats: what the start-up probe limits."""
+    mismatch_ratio_mean: float
+    """Of exp(d); about 1 where engine and trainer have the same policy."""
     mismatch_ratio_max: float
+    mismatch_outside_frac: float
+    """Tokens whose ratio is outside USUAL_RATIOS."""
     truncated_frac: float
     """Tokens whose importance ratio is over the cap."""
     ess: float
@@ -110,8 +135,12 @@ class TokenFigures:
         return {
             "loss/pg": self.loss,
             "entropy": self.entropy,
+            "mismatch/kl_k1": self.mismatch_kl_k1,
             "mismatch/kl_k3": self.mismatch_kl_k3,
+            "mismatch/difference_nats": self.mismatch_difference,
+            "mismatch/ratio_mean": self.mismatch_ratio_mean,
             "mismatch/ratio_max": self.mismatch_ratio_max,
+            "mismatch/ratio_outside_frac": self.mismatch_outside_frac,
             "is/truncated_frac": self.truncated_frac,
             "ess": self.ess,
         }

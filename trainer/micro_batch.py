@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from atroposlib.wire.layout import Float32
-from trainer.losses import LossAggregation, loss_weights
+from trainer.losses.aggregation import LossAggregation, loss_weights
 from trainer.packing import pack_for_ranks
 from trainer.prompt_sharing import Cluster, cluster
 from trainer.step_batch import StepBatch, TrainSequence
@@ -42,6 +42,8 @@ class MicroBatch:
     """What the token counts in the loss of the whole batch; 0 in a micro batch that only keeps step."""
     inference_logprobs_M: Tensor
     has_inference_logprobs_M: Tensor
+    sequence_M: Tensor
+    """Which sequence of this micro batch the token is in, counted from 0."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
@@ -127,6 +129,7 @@ def build_micro_batch(
         loss_weights_M=join("loss_weights", np.float32),
         inference_logprobs_M=join("inference_logprobs", np.float32),
         has_inference_logprobs_M=join("has_inference_logprobs", np.bool_),
+        sequence_M=join("sequences", np.int64),
     )
 
 
@@ -137,6 +140,7 @@ class _Layout:
         self.columns: defaultdict[str, list[npt.NDArray[Any]]] = defaultdict(list)
         self._tokens = 0
         self._segments = 0
+        self._sequences = 0
 
     def add(self, sequences: Sequence[TrainSequence], part: Cluster, weights: Sequence[float]) -> None:
         """Lay down the shared prompt, if any, and then the rest of each member."""
@@ -171,6 +175,8 @@ class _Layout:
         self.columns["loss_weights"].append(np.full(len(targets), weight))
         self.columns["inference_logprobs"].append(_or_zeros(known, len(sequence.tokens_L))[targets])
         self.columns["has_inference_logprobs"].append(np.full(len(targets), known is not None))
+        self.columns["sequences"].append(np.full(len(targets), self._sequences))
+        self._sequences += 1
 
 
 def _or_zeros(column_L: Float32 | None, length: int) -> Float32:
@@ -191,4 +197,5 @@ def idle_micro_batch() -> MicroBatch:
         loss_weights_M=torch.zeros(1),
         inference_logprobs_M=torch.zeros(1),
         has_inference_logprobs_M=torch.zeros(1, dtype=torch.bool),
+        sequence_M=torch.zeros(1, dtype=torch.int64),
     )

@@ -1,4 +1,4 @@
-"""Load the policy, check that it can be trained here, save it, and walk over its weights."""
+"""Load the policy, check that it can be trained here, and save it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from atroposlib.errors import ConfigError
 from trainer.logprobs import PackedPolicy
+from trainer.lora import LoraOptions, add_adapter, save_adapter
+from trainer.weight_sync.sources import has_adapter, is_partitioned
+from trainer.weight_sync.transports.base import NamedWeights
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +27,16 @@ def load_policy(
     attn_implementation: str,
     trust_remote_code: bool,
     logprob_chunk_size: int,
+    lora: LoraOptions | None = None,
 ) -> PackedPolicy:
     """Load a causal language model for training.
+
+    While a DeepSpeed configuration of stage 3 is alive, transformers splits the weights over the ranks as it loads them.
 
     Args:
         torch_dtype: of the weights that the optimizer updates: float32, bfloat16.
         logprob_chunk_size: see PackedPolicy.
+        lora: train an adapter, not these weights.
     Raises:
         ConfigError: there is no such model, or its logprobs cannot be computed here.
     """
@@ -45,19 +52,51 @@ def load_policy(
             f"cannot load model_name_or_path={model_name_or_path!r}: {str(error).splitlines()[0]}\n"
             "hint: give a folder with config.json and model.safetensors, or the id of a model on the Hub"
         ) from error
-    return build_policy(lm, logprob_chunk_size=logprob_chunk_size)
+    return build_policy(lm, logprob_chunk_size=logprob_chunk_size, lora=lora)
 
 
-def build_policy(lm: Any, *, logprob_chunk_size: int) -> PackedPolicy:
+def build_policy(lm: Any, *, logprob_chunk_size: int, lora: LoraOptions | None = None) -> PackedPolicy:
     """Make a model that is already in memory trainable: no dropout, and logprobs that agree with its own logits.
 
     Raises:
-        ConfigError: the model does something to its logits after the output layer.
+        ConfigError: the model does something to its logits after the output layer, or has not the layers that lora names.
     """
     _disable_dropout(lm)
     policy = PackedPolicy(lm, chunk_size=logprob_chunk_size)
-    _check_logprobs(policy)
+    # Split weights come together only in an engine: prepare_partitioned checks then.
+    if not is_partitioned(lm):
+        _check_logprobs(policy, lm.device)
+    if lora is not None:
+        add_adapter(lm, lora)
     return policy
+
+
+def prepare_partitioned(policy: PackedPolicy, device: torch.device) -> None:
+    """Make a policy that ZeRO-3 has split ready for passes that differ from rank to rank. Every rank calls this.
+
+    ZeRO-3 gathers weights as modules are called, and every rank must call the same ones. How often the output layer is
+    called is a matter of how many tokens a rank scores. So it is gathered with the policy itself, which is called once a
+    pass, and its own calls go unseen.
+
+    Raises:
+        ConfigError: as build_policy.
+    """
+    import deepspeed
+
+    _check_logprobs(policy, device)
+    head = policy.lm.get_output_embeddings()
+    unseen = _UnseenLinear(head.in_features, head.out_features, bias=False, device="meta")
+    unseen.weight, unseen.bias = head.weight, head.bias
+    policy.lm.set_output_embeddings(unseen)
+    for parameter in unseen.parameters():
+        deepspeed.zero.register_external_parameter(policy, parameter)
+
+
+class _UnseenLinear(nn.Linear):
+    """A linear layer without hooks."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.forward(*args, **kwargs)
 
 
 class PolicyWeights:
@@ -90,11 +129,23 @@ class PolicySaver:
         except (OSError, ValueError, KeyError):
             log.warning("no tokenizer in %s: checkpoints will have none either", tokenizer_name_or_path)
 
-    def save(self, policy: PackedPolicy, folder: Path) -> None:
-        """Write the folder; AutoModelForCausalLM.from_pretrained loads it."""
-        policy.lm.save_pretrained(folder)
+    def save(self, policy: PackedPolicy, folder: Path, weights: NamedWeights) -> None:
+        """Write the folder; AutoModelForCausalLM.from_pretrained loads it.
+
+        Args:
+            weights: whole: of the adapter if there is one, else of the model.
+        """
+        if has_adapter(policy.lm):
+            save_adapter(policy.lm, folder, weights)
+        else:
+            policy.lm.save_pretrained(folder, state_dict={**_saved_buffers(policy.lm), **dict(weights)})
         if self._tokenizer is not None:
             self._tokenizer.save_pretrained(folder)
+
+
+def _saved_buffers(lm: Any) -> dict[str, Tensor]:
+    kept = lm.state_dict().keys()
+    return {name: buffer for name, buffer in lm.named_buffers() if name in kept}
 
 
 def _disable_dropout(lm: Any) -> None:
@@ -107,10 +158,10 @@ def _disable_dropout(lm: Any) -> None:
 
 
 @torch.no_grad()
-def _check_logprobs(policy: PackedPolicy) -> None:
+def _check_logprobs(policy: PackedPolicy, device: torch.device) -> None:
     lm = policy.lm
-    ids_1T = torch.arange(1, 9, device=lm.device)[None] % lm.config.vocab_size
-    positions_1T = torch.arange(8, device=lm.device)[None]
+    ids_1T = torch.arange(1, 9, device=device)[None] % lm.config.vocab_size
+    positions_1T = torch.arange(8, device=device)[None]
     was_training = lm.training
     lm.eval()
     own_logits_TV = lm(input_ids=ids_1T, position_ids=positions_1T, use_cache=False).logits[0].float()
@@ -123,7 +174,7 @@ def _check_logprobs(policy: PackedPolicy) -> None:
         segments_1T,
         positions_1T[0, :7],
         ids_1T[0, 1:],
-        torch.ones(7, device=lm.device),
+        torch.ones(7, device=device),
     )
     lm.train(was_training)
     difference = float((expected_M - found_M).abs().max())

@@ -7,19 +7,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
+from dataclasses import astuple
 from typing import Protocol
 
-from torch import Tensor
-
 from atroposlib.errors import AtroposError
+from trainer.weight_sync.states import Deadlines
+from trainer.weight_sync.transports.base import NamedWeights
 
 log = logging.getLogger(__name__)
 
 IDLE_CHECK_S = 5.0
 """How often a waiting trainer looks whether an inference server came back without its weights."""
 
-NamedWeights = Iterable[tuple[str, Tensor]]
+
+def is_published(version: int, *, engine_version: int) -> bool:
+    """Whether engines get this version: nothing older than they may already run. Every rank decides alike."""
+    return version >= engine_version
+
+
+def longest_s(timeout_s: float) -> float:
+    """How long a publication keeps rank 0, at the very most: three attempts that pass every deadline."""
+    limits = Deadlines.within(timeout_s)
+    # Opening has the deadline of sending; verifying is two calls; a failed resume is tried again.
+    attempt_s = sum(astuple(limits)) + limits.send_s + limits.verify_s + limits.resume_s
+    return 3 * float(attempt_s)
 
 
 class PublishResult(Protocol):
@@ -57,7 +69,6 @@ class Publication:
 
     Args:
         publisher: None when the run has no inference servers.
-        weights: the policy's, read anew at each publication.
         announce: tells the rollout server which version the engines run.
         engine_version: the newest version that they may already run (a predecessor's); nothing older is published.
     """
@@ -65,21 +76,24 @@ class Publication:
     def __init__(
         self,
         publisher: Publisher | None,
-        weights: NamedWeights,
         *,
         announce: Callable[[int], None],
         engine_version: int,
     ) -> None:
         self._publisher = publisher
-        self._weights = weights
+        self._weights: NamedWeights = ()
         self._announce = announce
         self._engine_version = engine_version
         self._version = -1
         self._is_current = False
         self._idle_since = time.monotonic()
 
-    def start(self, version: int) -> None:
-        """Bring the engines to the first version, unless they are ahead of a trainer that resumes."""
+    def start(self, version: int, weights: NamedWeights) -> None:
+        """Bring the engines to the first version, unless they are ahead of a trainer that resumes.
+
+        Args:
+            weights: as for after_step.
+        """
         if self._publisher is not None:
             try:
                 self._publisher.attach()
@@ -87,22 +101,25 @@ class Publication:
                 log.warning("no inference server yet, going on without: %s", error)
         if version < self._engine_version:
             log.info("catching up by replay: at version %d, engines at %d", version, self._engine_version)
-        if self._publish(version):
+        if self._publish(version, weights):
             self._announce(version)
 
-    def after_step(self, version: int) -> int | None:
+    def after_step(self, version: int, weights: NamedWeights) -> int | None:
         """Publish the weights of a finished step.
 
+        Args:
+            weights: gathered after the step. They stay those of this version until the next one begins, and until then
+                while_idle may send them again.
         Returns:
             The version that the engines now run, to be acknowledged with the step; None when not one took it, or when
             they run a newer one because this trainer still catches up.
         """
-        return version if self._publish(version) else None
+        return version if self._publish(version, weights) else None
 
     def while_idle(self) -> None:
-        """Re-publish to an inference server that was restarted. Cheap to call often."""
+        """Re-publish to an inference server that was restarted. Cheap to call often; never while a step is under way."""
         is_due = time.monotonic() - self._idle_since >= IDLE_CHECK_S
-        if self._publisher is None or not is_due or self._version < self._engine_version:
+        if self._publisher is None or not is_due or not self._is_published(self._version):
             return
         was_current = self._is_current
         try:
@@ -121,15 +138,18 @@ class Publication:
         if self._publisher is not None:
             self._publisher.close()
 
-    def _publish(self, version: int) -> bool:
-        self._version = version
+    def _is_published(self, version: int) -> bool:
+        return is_published(version, engine_version=self._engine_version)
+
+    def _publish(self, version: int, weights: NamedWeights) -> bool:
+        self._version, self._weights = version, weights
         self._idle_since = time.monotonic()
-        if version < self._engine_version:
+        if not self._is_published(version):
             return False
         self._is_current = True
         if self._publisher is not None:
             try:
-                result = self._publisher.publish(version, self._weights)
+                result = self._publisher.publish(version, weights)
             except AtroposError as error:
                 log.warning("version %d reached no inference server, training goes on: %s", version, error)
                 self._is_current = False

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from atroposlib.cli import check, doctor, init, mock_inference, report, up, view
+from atroposlib.cli import check, doctor, inference, init, mock_inference, report, up, view
 from atroposlib.cli.plugins import COMMANDS, run_plugin
 from atroposlib.errors import AtroposError
 
@@ -14,6 +14,7 @@ USAGE_STATUS = 2
 
 EXAMPLES = """examples:
   atropos up --config configs/demo.yaml      start the whole loop, show it, report on it
+  atropos inference models/base              start one more inference server for a run
   atropos report runs/demo                   write runs/demo/report.html again
   atropos view                               watch the run of the rollout server on this machine
   atropos doctor                             say what is wrong with it, and the fix
@@ -43,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_own(argv: Sequence[str]) -> int:
-    arguments = build_parser().parse_args(argv)
+    # argparse would give what follows to the first positional argument, or to nobody.
+    end = argv.index("--") if argv and argv[0] == inference.NAME and "--" in argv else len(argv)
+    arguments = build_parser().parse_args(argv[:end])
+    arguments.extra = list(argv[end + 1 :])
     return int(arguments.run(arguments))
 
 
@@ -56,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND")
-    for module in (up, report, view, doctor, init, check, mock_inference):
+    for module in (up, inference, report, view, doctor, init, check, mock_inference):
         module.add_parser(subparsers)
     for name, line in COMMANDS.items():
         subparsers.add_parser(name, help=line)

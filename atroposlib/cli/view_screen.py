@@ -142,14 +142,14 @@ def _state(env: EnvStatus) -> Text:
 
 
 def _servers(servers: Iterable[InferenceServerStatus], published: int) -> RenderableType:
-    table = _table("inference server", "role", "model", "policy version", "heard")
+    table = _table("inference server", "role", "model", "policy version", "heard", "problem")
     for entry in servers:
         server, version = entry.server, entry.server.policy_version
         is_behind = server.role == "policy" and version is not None and version < published
         table.add_row(
             server.url, server.role, server.model_name,
             Text("-" if version is None else str(version), style="bold red" if is_behind else ""),
-            f"{duration(entry.last_seen_s)} ago",
+            f"{duration(entry.last_seen_s)} ago", Text(server.problem, style="bold red"),
         )  # fmt: skip
     return table
 

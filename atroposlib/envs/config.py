@@ -55,6 +55,10 @@ class BaseEnvConfig(BaseModel):
         default=14400.0, gt=0, description="Seconds an evaluation may take before it is given up."
     )
     rollout_server_url: str = Field(default="http://localhost:8000", description="Base URL of the rollout server.")
+    servers_from_registry: bool = Field(
+        default=False,
+        description="Take the inference servers from the rollout server's registry; the configured one is the template.",
+    )
     tokenizer_name: str | None = Field(
         default="NousResearch/DeepHermes-3-Llama-3-3B-Preview",
         description="Tokenizer of the model: a folder or a Hugging Face name; None: no tokenizer (evaluation over chat only).",

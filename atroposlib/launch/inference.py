@@ -54,8 +54,15 @@ class InferenceConfig(BaseModel):
     omp_threads: int | None = Field(default=None, ge=1)
     """CPU build only: threads of the engine; half of the cores if absent. More than the cores that are left by
     the trainer is slower than fewer, because the threads of a step wait for the last of them."""
-    weight_transfer: Literal["gloo", "nccl"] = "gloo"
-    """How new weights arrive. The trainer of this project speaks gloo."""
+    weight_transfer: Literal["gloo", "nccl", "ipc", "delta", "none"] = "gloo"
+    """vLLM's backend for new weights. gloo, nccl: over the network. ipc: trainer and engine on the same GPU. delta: files
+    of what changed. A trainer that writes whole folders or adapters needs none of them in particular. none: the server
+    never gets weights, and its RL routes stay closed."""
+    lora: bool = False
+    """Whether LoRA adapters can be loaded while it runs. On the CPU build a request for prompt_logprobs then ends the
+    engine."""
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """lora: the highest rank of an adapter; memory is kept free for it."""
     is_offline: bool = True
     """Whether the Hugging Face Hub stays out of reach: the model is a local folder."""
     extra_args: list[str] = []
@@ -86,13 +93,16 @@ def vllm_command(config: InferenceConfig, *, has_gpu: bool) -> tuple[list[str], 
         "--enable-scale-out",
         # Log-probabilities after temperature and top-p: those of the distribution that was sampled from.
         *("--logprobs-mode", "processed_logprobs"),
-        *("--weight-transfer-config", json.dumps({"backend": config.weight_transfer})),
     ]
-    env = {
-        "VLLM_SERVER_DEV_MODE": "1",  # opens the RL routes
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-    }
+    env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if config.weight_transfer != "none":
+        argv += ["--weight-transfer-config", json.dumps({"backend": config.weight_transfer})]
+        env["VLLM_SERVER_DEV_MODE"] = "1"  # opens the RL routes
+    if config.weight_transfer == "ipc":
+        env["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # the handles of the trainer's buffers come pickled
+    if config.lora:
+        argv += ["--enable-lora", "--max-lora-rank", str(config.max_lora_rank)]
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if config.is_offline:
         env["HF_HUB_OFFLINE"] = "1"
     if has_gpu:
@@ -178,6 +188,10 @@ _KNOWN_FAILURES = (
     (
         r"No module named '?vllm\b",
         "vLLM is not installed in this Python environment; run scripts/install_vllm.sh",
+    ),
+    (
+        r"No module named '?sglang\b",
+        "SGLang is not installed in this Python environment; give it one of its own and name its interpreter with --python",
     ),
     (
         r"[Aa]ddress already in use",

@@ -225,6 +225,8 @@ class InferenceServer(WireModel):
     model_name: str = ""
     policy_version: int | None = Field(default=None, ge=0)
     """What the server itself reports; None when it cannot."""
+    problem: str = Field(default="", max_length=2000)
+    """Why it gets no traffic or no weights, in words; empty when all is well."""
 
 
 class InferenceServerStatus(WireModel):

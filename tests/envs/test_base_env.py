@@ -18,7 +18,7 @@ from atroposlib.envs.serving import group_work, grouping, membership, runner
 from atroposlib.envs.serving.records import RunRecords
 from atroposlib.envs.serving.runner import EnvRunner
 from atroposlib.errors import ConfigError, RolloutDeadlineError, RolloutError
-from atroposlib.wire.models import Status
+from atroposlib.wire.models import InferenceServer, InferenceServerStatus, Status
 from tests.envs.fakes import CountingEnv, FakeRolloutServer, a_scored_group
 
 MakeEnv = Callable[..., CountingEnv]
@@ -564,3 +564,23 @@ async def test_tries_of_one_item_end(make_env: MakeEnv) -> None:
     await run(env, FakeRolloutServer())
 
     assert env.collected.count(0) == group_work.ITEM_TRIES
+
+
+async def test_servers_come_from_the_registry_where_the_config_says_so(make_env: MakeEnv) -> None:
+    class WithRegistry(FakeRolloutServer):
+        async def status(self) -> Status:
+            servers = [InferenceServer(url="http://a", policy_version=0), InferenceServer(url="http://b")]
+            entries = [InferenceServerStatus(server=server, last_seen_s=0.0) for server in servers]
+            return (await super().status()).model_copy(update={"inference_servers": entries, "policy_version": 0})
+
+    async def noted(urls: list[str]) -> None:
+        synced.append(urls)
+
+    synced: list[list[str]] = []
+    for wanted in (False, True):
+        env = make_env(servers_from_registry=wanted)
+        env.server.sync_servers = noted  # type: ignore[method-assign]
+        await run(env, WithRegistry())
+        assert bool(synced) is wanted
+
+    assert synced[0] == ["http://a/v1"]

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 
 # torchrun starts this file as a script; the package of the tests lies two folders up.
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.trainer.fakes import FakePublisher, FakeRolloutServer, a_config, tiny_llama
 from trainer.grpo_trainer import GRPOTrainer
+from trainer.weight_sync.config import WeightSyncConfig
 
 
 def main() -> None:
@@ -22,15 +24,19 @@ def main() -> None:
     if int(os.environ.get("RANK", "0")) > 0:
         server.session = 1  # each rank has a fake of its own; rank 0 opens session 1
     stop_before = values.pop("stop_before", None)
-    trainer = GRPOTrainer(
-        a_config(Path(out_dir), max_steps=2, **values),
-        lm=tiny_llama(),
-        connect=server.client,
-        publisher=FakePublisher(),
-    )
+    publisher = FakePublisher()
+    if "weight_sync" in values:
+        values["weight_sync"] = WeightSyncConfig(**values["weight_sync"])
+    config = a_config(Path(out_dir), max_steps=2, **values)
+    # A model in a folder is loaded by the trainer: with ZeRO-3, piece by piece into its shards.
+    lm = tiny_llama() if config.model_name_or_path == "test/tiny-llama" else None
+    trainer = GRPOTrainer(config, lm=lm, connect=server.client, publisher=publisher)
     if stop_before is not None:
         server.on_lease = lambda step: trainer.request_stop("test") if step + 1 == stop_before else None
     trainer.train()
+    if publisher.weights:
+        # What the engine got, for the test to compare.
+        torch.save(publisher.weights, Path(out_dir) / "engine.pt")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from atroposlib.errors import ConfigError
-from trainer.config import REFUSED, GRPOConfig, load_config, settable_keys
+from trainer.config import REFUSED, GRPOConfig, load_config, load_config_with_origins, settable_keys
+from trainer.lora import LoraOptions, options_of
 
 
 @pytest.fixture
@@ -67,8 +69,22 @@ def test_names_and_folders_follow_the_run_folder(model_dir: str) -> None:
         ("inference_servers=[http://h:1/v1]", "should be a base URL"),
         ("inference_servers=h:1", "inference_servers in the command line should be a valid list"),
         ("save_total_limit=1", "save_total_limit must be at least 2"),
-        ("deepspeed=zero9", "deepspeed='zero9' is neither a preset (zero1, zero2) nor a file"),
-        ("deepspeed={zero_optimization: {stage: 3}}", "ZeRO stage 3 is not supported yet; use zero2"),
+        ("deepspeed=zero9", "deepspeed='zero9' is neither a preset (zero1, zero2, zero3, zero3_offload) nor a file"),
+        (
+            "weight_sync.transprt=disk",
+            "unknown key 'weight_sync.transprt' in the command line; did you mean 'weight_sync.transport'?",
+        ),
+        ("weight_sync.xyzzy=1", "unknown key 'weight_sync.xyzzy' in the command line; see --print-config"),
+        ("pause_mode=wait", "unknown key 'pause_mode' in the command line; did you mean 'weight_sync.pause_mode'?"),
+        ("weight_sync.keep=two", "weight_sync.keep in the command line should be a valid integer"),
+        ("weight_sync.keep=1", "weight_sync.keep must be at least 2, is 1"),
+        ("weight_sync.transport=carrier_pigeon", "weight_sync.transport in the command line should be 'auto', 'gloo'"),
+        ("weight_sync=disk", "weight_sync in the command line should be"),
+        ("weight_sync.transport=lora", "weight_sync.transport=lora sends an adapter: give use_peft=true"),
+        ("lora_r=8", "lora_r is an option of LoRA: give use_peft=true as well"),
+        ("lora_r=0", "lora_r must be at least 1, is 0"),
+        ("lora_dropout=1", "lora_dropout in [0, 1)"),
+        ("lora_target_modules=[]", "lora_target_modules is"),
         ("optim=adamm", "adamm is not a valid OptimizerNames"),
         ("model_name_or_path=./nowhere", "does not exist (looked in"),
     ],
@@ -78,6 +94,70 @@ def test_a_wrong_option_is_named_with_what_to_do(model_dir: str, override: str, 
         load_config(None, [f"model_name_or_path={model_dir}", override])
 
     assert message in str(caught.value)
+
+
+def test_a_group_is_merged_key_by_key_and_each_key_has_its_origin(tmp_path: Path, model_dir: str) -> None:
+    path = a_file(tmp_path, f"model_name_or_path: {model_dir}\nweight_sync: {{transport: disk, timeout_s: 9}}\n")
+
+    config, origins = load_config_with_origins(path, ["weight_sync.timeout_s=7"])
+
+    assert (config.weight_sync.transport, config.weight_sync.timeout_s, config.weight_sync.keep) == ("disk", 7.0, 2)
+    assert origins == {
+        "model_name_or_path": str(path),
+        "weight_sync.transport": str(path),
+        "weight_sync.timeout_s": "the command line",
+    }
+
+
+def test_a_wrong_key_in_a_group_of_a_file_names_the_file(tmp_path: Path) -> None:
+    path = a_file(tmp_path, "weight_sync:\n  timeout: 3\n")
+
+    with pytest.raises(ConfigError, match=f"'weight_sync.timeout' in {path}; did you mean 'weight_sync.timeout_s'"):
+        load_config(path)
+
+
+def test_sinks_get_plain_values(model_dir: str) -> None:
+    config = load_config(None, [f"model_name_or_path={model_dir}", "weight_sync.transport=disk"])
+
+    assert json.loads(config.to_json_string())["weight_sync"]["transport"] == "disk"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["use_peft=true"], True),
+        (["use_peft=true", "weight_sync.transport=lora"], True),
+        (["use_peft=true", "weight_sync.transport=gloo"], False),
+        ([], False),
+    ],
+)
+def test_the_adapter_alone_is_sent_where_the_transport_takes_it(
+    model_dir: str, overrides: list[str], expected: bool
+) -> None:
+    assert load_config(None, [f"model_name_or_path={model_dir}", *overrides]).sends_adapter is expected
+
+
+def test_the_adapters_options_are_handed_down(model_dir: str) -> None:
+    options = ["use_peft=true", "lora_r=4", "lora_alpha=6", "lora_dropout=0.1", "lora_target_modules=[q_proj]"]
+
+    config = load_config(None, [f"model_name_or_path={model_dir}", *options])
+
+    assert options_of(config) == LoraOptions(r=4, alpha=6.0, dropout=0.1, target_modules=("q_proj",))
+    assert options_of(load_config(None, [f"model_name_or_path={model_dir}"])) is None
+
+
+def test_ranks_that_would_give_up_on_rank_0_too_early_are_refused(
+    model_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [f"model_name_or_path={model_dir}"]
+    load_config(None, [*options, "ddp_timeout=60"])  # one rank waits for nobody
+    monkeypatch.setattr(GRPOConfig, "world_size", 2)
+
+    load_config(None, options)
+    with pytest.raises(ConfigError, match=r"ddp_timeout=60 is too short.*give ddp_timeout=\d+"):
+        load_config(None, [*options, "ddp_timeout=60"])
+    with pytest.raises(ConfigError, match="ddp_timeout=1800 is too short"):
+        load_config(None, [*options, "weight_sync.timeout_s=300"])
 
 
 def test_a_wrong_key_in_a_file_names_the_file(tmp_path: Path) -> None:
@@ -122,9 +202,13 @@ def test_each_own_option_is_read_somewhere() -> None:
     assert [name for name in own if f"config.{name}" not in code and f"args.{name}" not in code] == []
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero2"])
-def test_the_deepspeed_presets_are_named_by_their_stage(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "stage", "offloads"),
+    [("zero1", 1, False), ("zero2", 2, False), ("zero3", 3, False), ("zero3_offload", 3, True)],
+)
+def test_the_deepspeed_presets_are_named_by_their_stage(name: str, stage: int, offloads: bool) -> None:
     from trainer.deepspeed_presets import preset
 
-    values: dict[str, Any] = preset(name)
-    assert values["zero_optimization"]["stage"] == int(name[-1])
+    zero: dict[str, Any] = preset(name)["zero_optimization"]
+    assert zero["stage"] == stage
+    assert [key in zero for key in ("offload_param", "offload_optimizer")] == [offloads] * 2

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -26,10 +28,10 @@ from trainer import checkpoints
 from trainer.errors import StalenessError, TrainerError
 from trainer.grpo_trainer import GRPOTrainer
 from trainer.logprobs import PackedPolicy
-from trainer.losses import token_losses, truncated_importance_weights
 from trainer.micro_batch import build_micro_batch, share_of_rank
 from trainer.prompt_sharing import cluster
 from trainer.step_batch import build_step_batch
+from trainer.weight_sync.config import WeightSyncConfig
 
 
 def a_trainer(
@@ -181,6 +183,16 @@ def test_training_goes_on_without_an_engine(tmp_path: Path) -> None:
     assert server.said("ack", "policy") == [("ack", 0, None), ("ack", 1, None), ("ack", 2, None)]
 
 
+@pytest.mark.parametrize("options", [{}, {"use_peft": True}], ids=["whole", "adapter"])
+def test_a_publisher_is_made_from_the_configuration(tmp_path: Path, options: dict[str, Any]) -> None:
+    server = FakeRolloutServer()
+    config = a_config(tmp_path, max_steps=1, inference_servers=["http://127.0.0.1:9"], **options)
+
+    GRPOTrainer(config, lm=tiny_llama(), connect=server.client).train()
+
+    assert server.said("ack", "policy") == [("ack", 0, None)]  # nobody answers on that port
+
+
 def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5, "weight_decay": 0.1}
     a_trainer(tmp_path / "whole", FakeRolloutServer(), **options).train()
@@ -257,6 +269,54 @@ def test_the_configuration_is_saved_beside_the_checkpoints(tmp_path: Path) -> No
     assert (tmp_path / "trainer.yaml").read_text().count("max_steps: 1") == 1
 
 
+# LoRA
+
+ADAPTER: dict[str, Any] = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "down_proj"]}
+
+
+def test_engines_get_the_adapter_alone_and_checkpoints_hold_it(tmp_path: Path) -> None:
+    publisher = FakePublisher()
+
+    a_trainer(tmp_path, FakeRolloutServer(), publisher=publisher, **ADAPTER).train()
+
+    saved = load_file(tmp_path / "final" / "adapter_model.safetensors")
+    assert publisher.weights.keys() == saved.keys()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in publisher.weights.items())
+    assert any(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
+
+
+def test_other_transports_get_the_adapter_merged_in(tmp_path: Path) -> None:
+    publisher = FakePublisher()
+
+    a_trainer(
+        tmp_path, FakeRolloutServer(), publisher=publisher, weight_sync=WeightSyncConfig(transport="gloo"), **ADAPTER
+    ).train()
+
+    base = dict(tiny_llama().named_parameters())
+    trained = PeftModel.from_pretrained(tiny_llama(), str(tmp_path / "final")).merge_and_unload()
+    assert publisher.weights.keys() == base.keys()
+    for name, expected in trained.named_parameters():
+        torch.testing.assert_close(publisher.weights[name], expected, msg=name)
+    moved = {name.split(".")[-2] for name, tensor in publisher.weights.items() if not torch.equal(tensor, base[name])}
+    assert moved == {"q_proj", "down_proj"}
+
+
+def test_an_adapter_resumes_where_it_was(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, **ADAPTER}
+    a_trainer(tmp_path / "whole", FakeRolloutServer(), **options).train()
+    server = FakeRolloutServer()
+    cut = a_trainer(tmp_path / "cut", server, prefetch=0, **options)
+    server.on_lease = lambda step: cut.request_stop("test") if step == 1 else None
+    cut.train()
+    server.on_lease = lambda step: None
+
+    a_trainer(tmp_path / "cut", server, **{**options, "seed": 5}).train()
+
+    assert server.said("commit")[-1] == ("commit", 3)
+    whole, resumed = (load_file(tmp_path / run / "final" / "adapter_model.safetensors") for run in ("whole", "cut"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 # Gradients
 
 
@@ -283,8 +343,9 @@ def plain_gradients() -> dict[str, Tensor]:
         tokens = torch.from_numpy(sequence.tokens_L.astype("int64"))
         logprobs = lm(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
         assert sequence.inference_logprobs_L is not None
-        weights = truncated_importance_weights(logprobs, torch.from_numpy(sequence.inference_logprobs_L[1:]), cap=2.0)
-        losses = token_losses(logprobs, logprobs.detach(), torch.from_numpy(sequence.advantages_L[1:]), weights)
+        weights = (logprobs.detach() - torch.from_numpy(sequence.inference_logprobs_L[1:])).exp().clamp(max=2.0)
+        ratios = (logprobs - logprobs.detach()).exp()
+        losses = -weights * ratios * torch.from_numpy(sequence.advantages_L[1:])
         total = total + losses[torch.from_numpy(sequence.is_trained_L[1:])].sum()
     (total / batch.trained_tokens).backward()
     return {name: p.grad for name, p in lm.named_parameters()}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 
 from tests.trainer.fakes import tiny_llama
 from trainer.cli import main
+from trainer.weight_sync.config import WeightSyncConfig
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -31,6 +33,9 @@ def test_help_ends_with_examples_and_does_not_load_torch() -> None:
     )
 
     assert "atropos-trainer --config trainer.yaml" in done.stdout.split("examples:")[1]
+    for field in fields(WeightSyncConfig):
+        assert f"\n  weight_sync.{field.name}\n" in done.stdout
+    assert "For one transfer; a publication tries three times at most. Default: 60.0." in done.stdout
     assert not [line for line in done.stderr.splitlines() if line.split("|")[-1].strip() in ("torch", "transformers")]
 
 
@@ -58,9 +63,9 @@ def test_print_config_is_yaml_that_says_where_each_value_comes_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "trainer.yaml"
-    path.write_text(f"model_name_or_path: {tmp_path}\nrollout_server_token: secret\n")
+    path.write_text(f"model_name_or_path: {tmp_path}\nrollout_server_token: secret\nweight_sync: {{transport: disk}}\n")
 
-    status = main(["--config", str(path), "--print-config", "max_steps=3"])
+    status = main(["--config", str(path), "--print-config", "max_steps=3", "weight_sync.keep=4"])
 
     out = capsys.readouterr().out
     assert status == 0
@@ -68,7 +73,26 @@ def test_print_config_is_yaml_that_says_where_each_value_comes_from(
     assert f"model_name_or_path: {tmp_path}  # {path}" in out
     assert "batch_size: 64  # default" in out
     assert "secret" not in out
+    assert f"weight_sync:\n  transport: disk  # {path}\n  timeout_s: 60.0  # default\n" in out
+    assert "  keep: 4  # the command line\n" in out
     assert yaml.safe_load(out)["learning_rate"] == 1e-6
+    assert yaml.safe_load(out)["weight_sync"]["keep"] == 4
+
+
+def test_what_print_config_prints_can_be_given_as_a_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trainer.config import load_config
+
+    main(["--print-config", f"model_name_or_path={tmp_path}", "weight_sync.transport=disk", "use_peft=true"])
+    options = yaml.safe_load(capsys.readouterr().out)
+    (tmp_path / "again.yaml").write_text(
+        yaml.safe_dump({key: options[key] for key in ("weight_sync", "use_peft", "model_name_or_path")})
+    )
+
+    config = load_config(tmp_path / "again.yaml")
+
+    assert (config.weight_sync.transport, config.use_peft) == ("disk", True)
 
 
 def test_sigterm_while_waiting_for_the_rollout_server_ends_in_good_time(tmp_path: Path) -> None:

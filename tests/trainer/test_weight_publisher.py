@@ -6,9 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -16,142 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.trainer.fake_vllm import BUCKET_MIB, WEIGHTS, FakeVllm, at_call, broken, runs
 from trainer.weight_sync.config import WeightSyncConfig
 from trainer.weight_sync.connect import connect
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import ServerSyncError, WeightSyncError
 from trainer.weight_sync.publisher import WeightPublisher
 from trainer.weight_sync.states import Deadlines, Edge, State, advance
-from trainer.weight_sync.transports import gloo_group
-from trainer.weight_sync.transports.buckets import TensorSpec, lay_out
-
-WEIGHTS = {f"layer.{i}.weight": torch.full((16, 8), float(i)) for i in range(6)}
-BUCKET_MIB = 600 / 2**20  # two tensors of 16 x 8 bfloat16
-
-
-class FakeVllm:
-    """The RL routes of a vLLM server with one worker. `faults` maps a path to what happens there instead."""
-
-    def __init__(self) -> None:
-        self.version = "default"
-        self.is_paused = False
-        self.weights: dict[str, torch.Tensor] = {}
-        self.calls: list[str] = []
-        self.faults: dict[str, Callable[[], None]] = {}
-        self._staged: dict[str, torch.Tensor] = {}
-        self._is_updating = False
-        self._group: Any = None
-        self._store: Any = None
-        self._connections: list[Any] = []
-        engine = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"  # keeps connections open, as vLLM does
-
-            def do_GET(self) -> None:
-                self._answer({})
-
-            def do_POST(self) -> None:
-                length = int(self.headers.get("content-length") or 0)
-                self._answer(json.loads(self.rfile.read(length) or b"{}"))
-
-            def _answer(self, body: dict[str, Any]) -> None:
-                path = urlsplit(self.path).path
-                engine.calls.append(path)
-                try:
-                    engine.faults.get(path, lambda: None)()
-                    status, answer = 200, engine.respond(path, body)
-                except Exception as error:
-                    status, answer = 500, {"error": f"{type(error).__name__}: {error}"}
-                content = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def process_request(self, request: Any, client_address: Any) -> None:
-                engine._connections.append(request)
-                super().process_request(request, client_address)
-
-            def handle_error(self, *_: Any) -> None:
-                pass
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def respond(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        match path:
-            case "/health":
-                return {}
-            case "/get_world_size":
-                return {"world_size": 1}
-            case "/weight_info":
-                return {"weight_version": self.version}
-            case "/is_paused":
-                return {"is_paused": self.is_paused}
-            case "/pause":
-                self.is_paused = True
-            case "/resume":
-                self.is_paused = False
-            case "/reset_prefix_cache":
-                return {"success": True}
-            case "/init_weight_transfer_engine":
-                self._join(**body["init_info"])
-            case "/start_weight_update":
-                if self._is_updating:
-                    raise RuntimeError("a weight update is already active")
-                self._is_updating = True
-                self._staged = {}
-            case "/update_weights":
-                self._update(body["update_info"])
-            case "/finish_weight_update":
-                self._is_updating = False
-                self.version = body.get("weight_version", self.version)
-        return {}
-
-    def restart(self) -> None:
-        """Forget everything, as a new process would."""
-        self._group = self._store = None
-        self._is_updating = self.is_paused = False
-        self.version = "default"
-
-    def die(self) -> None:
-        """Close the door and every connection, as the kernel does for a killed process."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._group = self._store = None
-        for connection in self._connections:
-            connection.close()
-
-    def _join(self, master_address: str, master_port: int, rank_offset: int, world_size: int, timeout_s: float) -> None:
-        store = gloo_group.reach_store(master_address, master_port, timeout_s=timeout_s)
-        store.add(gloo_group.JOINING, 1)
-        self._group = gloo_group.open_group(
-            store, rank=rank_offset, world_size=world_size, address="127.0.0.1", timeout_s=timeout_s
-        )
-        self._store = store
-
-    def _update(self, info: dict[str, Any]) -> None:
-        if info.get("commit"):
-            self.weights = dict(self._staged)
-            return
-        if self._group is None:
-            raise RuntimeError("this engine has met no trainer")
-        columns = zip(info["names"], info["dtype_names"], info["shapes"], strict=True)
-        bucket = lay_out([TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in columns])
-        buffer = torch.empty(bucket.size_bytes, dtype=torch.uint8)
-        self._store.add(gloo_group.bucket_counter(info["sequence"]), 1)
-        gloo_group.broadcast(self._group, buffer, timeout_s=3.0).wait()
-        for slot in bucket.slots:
-            view = buffer[slot.offset_bytes : slot.end_bytes].view(getattr(torch, slot.spec.dtype_name))
-            self._staged[slot.spec.name] = view.view(slot.spec.shape)
 
 
 @pytest.fixture
@@ -167,21 +36,6 @@ def publisher(servers: list[FakeVllm]) -> Iterator[WeightPublisher]:
     publisher = connect([fake.url for fake in servers], WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=3.0))
     yield publisher
     publisher.close()
-
-
-def broken() -> None:
-    raise RuntimeError("broken")
-
-
-def at_call(number: int, action: Callable[[], None]) -> Callable[[], None]:
-    """Return a fault that acts at its `number`th call only."""
-    calls = iter(range(1, 1_000_000))
-    return lambda: action() if next(calls) == number else None
-
-
-def runs(fake: FakeVllm, version: str, weights: dict[str, torch.Tensor] = WEIGHTS) -> bool:
-    same = all(torch.equal(fake.weights[name], tensor.bfloat16()) for name, tensor in weights.items())
-    return same and fake.version == version and not fake.is_paused
 
 
 def test_every_server_gets_the_weights_and_says_so(servers: list[FakeVllm], publisher: WeightPublisher) -> None:

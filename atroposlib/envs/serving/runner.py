@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 from atroposlib.envs.base import BaseEnv
 from atroposlib.envs.eval_handling import training_limit
 from atroposlib.envs.metrics import finish_reason_shares
+from atroposlib.envs.server_handling.pool.registered_servers import servable_urls
 from atroposlib.envs.serving.courier import Courier, GroupServer
 from atroposlib.envs.serving.evaluations import Evaluations
 from atroposlib.envs.serving.group_work import GroupWork, Job
@@ -158,6 +159,8 @@ class EnvRunner:
         info = self._membership.info
         figures = status_dict(status, env_id=info.env_id, group_size=self._config.group_size)
         if status.run_id == info.run.run_id:
+            if self._config.servers_from_registry:
+                await self._env.server.sync_servers(servable_urls(status))
             self._policy_version = max(self._policy_version, status.policy_version)
             self._is_run_over |= self._is_last(status.step) or 0 < status.num_steps <= status.step
         else:

@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 
 from trainer.weight_sync.engines.control import EngineName, PauseMode
+from trainer.weight_sync.engines.http import EngineHttp
+from trainer.weight_sync.engines.sampling import Completion
 from trainer.weight_sync.errors import ServerSyncError
 from trainer.weight_sync.states import Edge
 
@@ -23,15 +25,8 @@ class VllmControl:
     engine: EngineName = "vllm"
 
     def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
-        self._http = httpx.Client(
-            base_url=self.url,
-            transport=transport,
-            # After an error in a worker vLLM resets the connection, so none is used twice. A publication
-            # makes a dozen calls; a connection for each costs nothing.
-            limits=httpx.Limits(max_keepalive_connections=0),
-            trust_env=False,
-        )
+        self._http = EngineHttp(url, transport=transport)
+        self.url = self._http.url
 
     def close(self) -> None:
         """Drop the connections."""
@@ -101,6 +96,10 @@ class VllmControl:
         """See EngineControl.load_folder."""
         reload = {"method": "reload_weights", "kwargs": {"weights_path": folder}, "timeout": timeout_s}
         self._call("POST", "/collective_rpc", Edge.SEND, timeout_s, json=reload)
+        self.name_version(weight_version, timeout_s=timeout_s)
+
+    def name_version(self, weight_version: str, *, timeout_s: float) -> None:
+        """Make the server call its weights so."""
         self._call("POST", "/update_weight_version", Edge.SEND, timeout_s, json={"new_version": weight_version})
 
     def load_adapter(self, name: str, folder: str, *, timeout_s: float) -> None:
@@ -108,23 +107,86 @@ class VllmControl:
         body = {"lora_name": name, "lora_path": folder, "load_inplace": True}
         self._call("POST", "/v1/load_lora_adapter", Edge.SEND, timeout_s, json=body)
 
+    def adapters(self, *, timeout_s: float) -> dict[str, str]:
+        """Return the folder that each adapter was loaded from, by the adapter's name."""
+        cards = self._call("GET", "/v1/models", Edge.SEND, timeout_s)["data"]
+        return {card["id"]: card.get("root") or "" for card in cards if card.get("parent")}
+
     def prompt_logprobs(
         self, token_ids: Sequence[int], *, temperature: float = 1.0, model: str | None = None, timeout_s: float
     ) -> list[float]:
-        """See EngineControl.prompt_logprobs."""
-        raise NotImplementedError
+        """See EngineControl.prompt_logprobs. A paused engine queues the request: ask after resume.
+
+        The prefix cache is not read, so the values are those of the weights that run now.
+
+        vLLM applies no temperature to prompts, whatever its --logprobs-mode: only 1.0 is taken.
+        """
+        if temperature != 1.0:
+            reason = f"vLLM reports prompt logprobs at temperature 1.0 only; asked for {temperature}"
+            raise ServerSyncError(self.url, Edge.VERIFY, reason)
+        body = {"prompt": list(token_ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        (choice,) = self._complete(body, model, timeout_s)
+        found = (choice.get("prompt_logprobs") or [])[1:]
+        try:
+            return [float(found[i][str(token_id)]["logprob"]) for i, token_id in enumerate(token_ids[1:])]
+        except (IndexError, KeyError):
+            reason = f"/v1/completions gave no logprobs of the prompt: {str(choice)[:300]}"
+            raise ServerSyncError(self.url, Edge.VERIFY, reason) from None
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int = 0,
+        model: str | None = None,
+        timeout_s: float,
+    ) -> list[Completion]:
+        """See SamplingControl.sample. A paused engine queues the request: ask after resume."""
+        body = {
+            "prompt": [list(prompt) for prompt in prompts],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "logprobs": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        choices = sorted(self._complete(body, model, timeout_s), key=lambda choice: int(choice["index"]))
+        try:
+            return [Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in choices]
+        except (KeyError, TypeError):
+            reason = f"/v1/completions gave no token ids or no logprobs: {str(choices)[:300]}"
+            raise ServerSyncError(self.url, Edge.VERIFY, reason) from None
+
+    def chat_token_ids(
+        self, messages: Sequence[Mapping[str, str]], *, model: str | None = None, timeout_s: float
+    ) -> list[int]:
+        """See SamplingControl.chat_token_ids."""
+        body = {"messages": [dict(message) for message in messages], "add_generation_prompt": True, **_named(model)}
+        return list(self._call("POST", "/tokenize", Edge.VERIFY, timeout_s, json=body)["tokens"])
+
+    def _complete(self, body: Mapping[str, Any], model: str | None, timeout_s: float) -> list[dict[str, Any]]:
+        answer = self._call("POST", "/v1/completions", Edge.VERIFY, timeout_s, json={**body, **_named(model)})
+        return list(answer["choices"])
 
     def _call(self, method: str, path: str, edge: Edge, timeout_s: float, **request: Any) -> dict[str, Any]:
-        try:
-            # httpx's timeout is for each read and write; these answers are one small packet.
-            response = self._http.request(method, path, timeout=timeout_s, **request)
-        except httpx.TimeoutException:
-            raise ServerSyncError(self.url, edge, f"{path} did not answer within {timeout_s:.3g} s") from None
-        except httpx.TransportError as error:
-            raise ServerSyncError(self.url, edge, f"{path}: {type(error).__name__}: {error}") from error
+        response = self._http.request(method, path, edge, timeout_s, **request)
         if response.is_error:
-            hint = "; was it started with VLLM_SERVER_DEV_MODE=1?" if response.status_code == 404 else ""
+            hint = _missing_route(path) if response.status_code == 404 else ""
             raise ServerSyncError(
                 self.url, edge, f"{path} answered {response.status_code}{hint} {response.text[:300]}".strip()
             )
         return dict(response.json()) if response.content else {}
+
+
+def _named(model: str | None) -> dict[str, str]:
+    """Absent rather than null where none is asked for."""
+    return {} if model is None else {"model": model}
+
+
+def _missing_route(path: str) -> str:
+    if "lora" in path:
+        return "; was it started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1?"
+    return "" if path == "/v1/completions" else "; was it started with VLLM_SERVER_DEV_MODE=1?"

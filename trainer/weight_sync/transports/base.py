@@ -34,6 +34,10 @@ ShipmentT = TypeVar("ShipmentT")
 class Transport(Protocol[ShipmentT]):
     """A way for weights to travel. The publisher calls, in this order and again for each attempt after the first:
     prepare (once a publication), open, send; leave after a failure.
+
+    open, send and leave run in a thread that is abandoned when it outlasts its deadline, because a collective cannot be
+    called off. A transport therefore keeps what it opened in an object of its own that leave() drops, and an open or send
+    whose deadline has passed does nothing more, neither to a server nor to the transport: see require_time.
     """
 
     def prepare(self, weights: NamedWeights, weight_version: str) -> ShipmentT:
@@ -78,10 +82,11 @@ def settle(calls: Mapping[str, Future[None]], *, deadline: float, edge: Edge) ->
         TransferError: some failed, or are not back in time.
     """
     wait(calls.values(), timeout=time_left(deadline))
-    failed = failures(calls)
     late = [url for url, call in calls.items() if not call.done()]
-    if failed or late:
-        raise TransferError(edge, f"no answer in time from {', '.join(late)}" if late else "", failed)
+    # Where one failed, the others may wait for it; where none did, who is late holds up the rest.
+    culprits = failures(calls) or {url: ServerSyncError(url, edge, "no answer in time") for url in late}
+    if culprits:
+        raise TransferError(edge, "another server failed", culprits)
 
 
 def failures(calls: Mapping[str, Future[None]]) -> dict[str, ServerSyncError]:
@@ -101,6 +106,21 @@ def raise_failed(calls: Mapping[str, Future[None]]) -> None:
     if failed := failures(calls):
         # Not the failure itself: it is kept in results, and would keep the frames of this transfer alive.
         raise RuntimeError("; ".join(map(str, failed.values())))
+
+
+def require_time(deadline: float, edge: Edge) -> None:
+    """Stop a transfer that nobody waits for any more, before it takes its next step.
+
+    Args:
+        deadline: on time.monotonic().
+    Raises:
+        TransferError: it has passed.
+    """
+    late_s = time.monotonic() - deadline
+    if late_s > 0:
+        raise TransferError(
+            edge, f"its time was up {late_s:.3g} s ago; raise weight_sync.timeout_s if it was too short", {}
+        )
 
 
 def time_left(deadline: float) -> float:

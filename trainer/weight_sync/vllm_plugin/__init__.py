@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+_ENGINES = {
+    "gloo": ("trainer.weight_sync.vllm_plugin.gloo_engine", "GlooEngine"),
+    "delta": ("trainer.weight_sync.vllm_plugin.delta_engine", "DeltaEngine"),
+}
+
 
 def register() -> None:
-    """Register engine `gloo`, once. vLLM calls this in each of its processes, some of them twice."""
+    """Register our engines, once. vLLM calls this in each of its processes, some of them twice."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    # vLLM refuses a name it already has and offers no public way to ask for one.
-    if "gloo" not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine("gloo", "trainer.weight_sync.vllm_plugin.gloo_engine", "GlooEngine")
+    for name, (module, class_name) in _ENGINES.items():
+        # vLLM refuses a name it already has and offers no public way to ask for one.
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(name, module, class_name)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.distributed import ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -32,7 +31,7 @@ class GlooInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
     rank_offset: int
     world_size: int
     timeout_s: float
-    """Of the meeting, and of each later broadcast."""
+    """Of the meeting."""
 
 
 @dataclass
@@ -43,6 +42,8 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     names: list[str] = field(default_factory=list)
     dtype_names: list[str] = field(default_factory=list)
     shapes: list[list[int]] = field(default_factory=list)
+    timeout_s: float = 0.0
+    """For the bucket, from the moment that the trainer begins to send."""
     commit: bool = False
 
 
@@ -54,9 +55,8 @@ class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._store: TCPStore | None = None
-        self._group: ProcessGroupGloo | None = None
-        self._timeout_s = 0.0
+        self._meeting: gloo_group.Meeting | None = None
+        self._rank_offset = 0
         self._staged: list[tuple[str, torch.Tensor]] = []
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
@@ -64,17 +64,15 @@ class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
         self.shutdown()
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
-        store = gloo_group.reach_store(init_info.master_address, init_info.master_port, timeout_s=init_info.timeout_s)
-        store.add(gloo_group.JOINING, 1)
-        self._group = gloo_group.open_group(
-            store,
+        self._meeting = gloo_group.join(
+            init_info.master_address,
+            init_info.master_port,
             rank=rank,
+            rank_offset=init_info.rank_offset,
             world_size=init_info.world_size,
-            address=gloo_group.local_address_towards(init_info.master_address),
             timeout_s=init_info.timeout_s,
         )
-        self._store = store
-        self._timeout_s = init_info.timeout_s
+        self._rank_offset = init_info.rank_offset
 
     def start_weight_update(self) -> None:
         """Begin with nothing staged. The model is touched at the commit, not before."""
@@ -92,13 +90,18 @@ class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
             staged, self._staged = self._staged, []
             self._load(staged)
             return
-        if self._group is None or self._store is None:
+        if self._meeting is None:
             raise RuntimeError("this engine has met no trainer since it started: post /init_weight_transfer_engine")
         columns = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         bucket = lay_out([TensorSpec(name, dtype_name, tuple(shape)) for name, dtype_name, shape in columns])
         buffer = torch.empty(bucket.size_bytes, dtype=torch.uint8)
-        self._store.add(gloo_group.bucket_counter(update_info.sequence), 1)
-        gloo_group.broadcast(self._group, buffer, timeout_s=self._timeout_s).wait()
+        gloo_group.receive(
+            self._meeting,
+            buffer,
+            sequence=update_info.sequence,
+            rank_offset=self._rank_offset,
+            timeout_s=update_info.timeout_s,
+        )
         for slot in bucket.slots:
             dtype = getattr(torch, slot.spec.dtype_name)
             tensor = buffer[slot.offset_bytes : slot.end_bytes].view(dtype).view(slot.spec.shape)
@@ -110,8 +113,7 @@ class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
 
     def shutdown(self) -> None:
         """Leave the trainer's group."""
-        self._group = None
-        self._store = None
+        self._meeting = None
         self._staged.clear()
 
     def _load(self, staged: list[tuple[str, torch.Tensor]]) -> None:
