@@ -224,3 +224,14 @@ async def test_positions_missing_from_the_answer_are_an_error() -> None:
         with pytest.raises(PromptLogprobsError, match="1 positions for a prompt of 2 tokens"):
             await server.get_logprobs(input_ids=[1, 5])
         await server.close()
+
+
+async def test_the_prefix_cache_is_not_shared_between_policies() -> None:
+    versions = iter(["default", "7", "8", "8"])
+    async with FakeEngine({NATIVE: lambda body: native([{"version": next(versions), "start": 0, "end": 2}])}) as engine:
+        server = server_of(engine)
+        for _ in range(4):
+            await server.sample_tokens(input_ids=[1])
+        await server.close()
+
+    assert [body.get("cache_salt") for body in engine.bodies(NATIVE)] == [None, None, "policy-7", "policy-8"]

@@ -12,6 +12,7 @@ from atroposlib.envs.server_handling.engines.samples import TokenCompletion, Tok
 from atroposlib.envs.server_handling.engines.vllm_bundled import BUNDLED_GENERATE, bundled_body, bundled_samples
 from atroposlib.envs.server_handling.openai_server import HEALTH_TIMEOUT_S
 from atroposlib.errors import ModelServerError, PromptLogprobsError
+from atroposlib.wire.layout import NOT_SAMPLED
 
 GENERATE = "/inference/v1/generate"
 COMPLETIONS = "/v1/completions"
@@ -32,6 +33,8 @@ class VLLMServer(NativeServer):
     _token_wire: str | None = None
     """The route that answered; None before the first answer."""
     _logprob_wire: str | None = None
+    _last_version = NOT_SAMPLED
+    """The policy version that its latest tokens came from."""
 
     async def _reported_version(self) -> int | None:
         """NOT_SAMPLED: it says that nothing was published; None: it does not say."""
@@ -44,7 +47,7 @@ class VLLMServer(NativeServer):
     async def _sample_tokens_wrapper(self, **kwargs: Any) -> TokenSamples:
         prompt_ids, model = take_prompt_ids(self, kwargs), kwargs.pop("model")
         sampling = sampling_params(kwargs)
-        body = {"token_ids": prompt_ids, "model": model, "sampling_params": sampling}
+        body = {"token_ids": prompt_ids, "model": model, "sampling_params": sampling, **self._cache_salt()}
         wire, answer = await self._post_first(
             self._token_wire, [(GENERATE, body), (BUNDLED_GENERATE, bundled_body(prompt_ids, sampling))]
         )
@@ -62,6 +65,10 @@ class VLLMServer(NativeServer):
                 f"{self.http.server} returned {len(samples.completions)} completions for n={sampling['n']}"
             )
         return samples
+
+    def _cache_salt(self) -> dict[str, str]:
+        """Keys and values of a prompt that another policy computed are not those of this one: they are not shared."""
+        return {} if self._last_version == NOT_SAMPLED else {"cache_salt": f"policy-{self._last_version}"}
 
     async def _get_logprobs_wrapper(self, **kwargs: Any) -> dict[str, Any]:
         prompt_ids, model = take_prompt_ids(self, kwargs), kwargs.pop("model")
@@ -118,6 +125,8 @@ class VLLMServer(NativeServer):
         # An engine that says nothing at all is left to the caller, who can ask it for its version.
         if spans:
             self._check_published([version for version, _ in versions])
+        if versions:
+            self._last_version = versions[-1][0]
         return TokenCompletion(
             token_ids=token_ids,
             logprobs=[entry["logprob"] for entry in content],
