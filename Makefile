@@ -27,8 +27,8 @@ test: model  ## the whole test suite, with real vLLM, DeepSpeed and SIGKILLs
 test-fast: install  ## the tests that need neither vLLM nor the model
 	@$(RUN) scripts/run_tests --fast $(ARGS)
 
-chaos: install  ## kill every process at random for ten minutes, on SQLite and on Redis: nothing lost, nothing twice
-	@$(RUN) CHAOS_STEPS=$${CHAOS_STEPS:-3000} CHAOS_KILL_PERIOD_S=$${CHAOS_KILL_PERIOD_S:-1.5} python -m pytest tests/chaos $(ARGS)
+chaos: install  ## kill every process at random for ten minutes, on SQLite and on Redis, and 30 trainers against real vLLM
+	@$(RUN) CHAOS_STEPS=$${CHAOS_STEPS:-3000} CHAOS_KILL_PERIOD_S=$${CHAOS_KILL_PERIOD_S:-1.5} CHAOS_TRAINER_KILLS=$${CHAOS_TRAINER_KILLS:-30} python -m pytest tests/chaos $(ARGS)
 
 check: install  ## format, lint, types, import rules, fast tests
 	@$(RUN) scripts/check

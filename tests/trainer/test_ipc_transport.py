@@ -109,7 +109,7 @@ def test_the_shared_memory_lives_until_all_have_answered_and_not_longer(
 
     stalled = threading.Event()
     workers[1].faults["load"] = lambda: void(stalled.wait(10))
-    with pytest.raises(TransferError, match=r"127\.0\.0\.1:2.*no answer in time"):
+    with pytest.raises(TransferError, match=r"http://127\.0\.0\.1:2 failed to send: no answer in time"):
         publish(transport, workers, "2", timeout_s=1.0)
     transport.leave()
 
@@ -134,6 +134,16 @@ def test_a_server_that_refuses_the_weights_is_named_and_left_runnable_and_the_ne
 
     for worker in workers:
         assert_holds(worker, "1")
+
+
+def test_an_update_that_a_dead_trainer_left_open_is_ended_first(
+    transport: IpcTransport, workers: list[FakeWorker]
+) -> None:
+    workers[0].is_updating, workers[0].is_runnable = True, False
+
+    publish(transport, workers, "1")
+
+    assert_holds(workers[0], "1")
 
 
 def test_a_server_on_several_gpus_is_refused_by_name(transport: IpcTransport, workers: list[FakeWorker]) -> None:

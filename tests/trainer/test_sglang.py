@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -213,7 +212,6 @@ def test_a_server_that_refuses_is_named_with_its_reason_and_the_other_is_served(
     servers: list[FakeSglang], publisher: WeightPublisher, path: str, status: int
 ) -> None:
     servers[1].faults[path] = refused("out of memory", status)
-    start = time.monotonic()
 
     result = publisher.publish(1, WEIGHTS.items())
 
@@ -226,7 +224,6 @@ def test_a_server_that_refuses_is_named_with_its_reason_and_the_other_is_served(
     assert "out of memory" in failed.error.reason
     assert runs(servers[0], "1")
     assert not servers[1].is_paused
-    assert time.monotonic() - start < 3.0 * 3
 
 
 def test_a_server_whose_update_broke_reports_no_published_version(
@@ -309,21 +306,19 @@ def test_a_server_that_dies_half_way_is_named_and_the_other_is_served(
     assert runs(servers[0], "1")
 
 
-def test_a_server_that_falls_silent_costs_deadlines_and_the_other_is_served(
-    servers: list[FakeSglang], publisher: WeightPublisher
-) -> None:
+def test_a_server_that_falls_silent_costs_deadlines_and_the_other_is_served(servers: list[FakeSglang]) -> None:
+    publisher = a_publisher(servers, timeout_s=1.0)
     publisher.attach()
     silence = threading.Event()
     servers[1].faults["/update_weights_from_distributed"] = silence.wait
     servers[1].faults["/model_info"] = at_call(3, silence.wait)
-    start = time.monotonic()
 
     result = publisher.publish(1, WEIGHTS.items())
 
     silence.set()
+    publisher.close()
     assert [failed.server for failed in result.failed] == [servers[1].url]
     assert runs(servers[0], "1")
-    assert time.monotonic() - start < 3.0 * 6
 
 
 def test_a_session_and_a_pause_that_a_dead_trainer_left_are_ended(servers: list[FakeSglang]) -> None:
@@ -443,9 +438,11 @@ def test_prompt_logprobs_are_those_of_every_token_but_the_first(control: SglangC
     assert server.bodies[-1][1]["logprob_start_len"] == 0
 
 
-def test_a_temperature_that_the_server_would_not_apply_is_refused(control: SglangControl) -> None:
-    with pytest.raises(ServerSyncError, match=r"at temperature 1\.0 only"):
-        control.prompt_logprobs([5, 6], temperature=0.7, timeout_s=2)
+def test_completions_come_with_their_logprobs(control: SglangControl, server: FakeSglang) -> None:
+    found = control.sample([[5, 6], [7]], max_tokens=2, temperature=0.7, seed=3, timeout_s=2)
+
+    assert [(one.token_ids, one.logprobs) for one in found] == [([6, 6], [-0.5, -0.5]), ([7, 7], [-0.5, -0.5])]
+    assert server.bodies[-1][1]["sampling_params"]["temperature"] == 0.7
 
 
 def test_unreadable_logprobs_name_the_server(server: FakeSglang, control: SglangControl) -> None:

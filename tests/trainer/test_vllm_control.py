@@ -58,11 +58,6 @@ def test_an_answer_without_the_prompts_logprobs_is_an_error_of_the_server(found:
     assert raised.value.edge is Edge.VERIFY
 
 
-def test_prompts_are_scored_at_temperature_1_only() -> None:
-    with pytest.raises(ServerSyncError, match=r"temperature 1\.0 only"):
-        Answers(200, {}).control.prompt_logprobs([4, 5], temperature=0.7, timeout_s=1)
-
-
 def test_completions_come_in_the_order_of_their_prompts() -> None:
     choices = [
         {"index": index, "token_ids": [index, 7], "logprobs": {"token_logprobs": [-1.0, -index]}} for index in (1, 0)

@@ -80,7 +80,7 @@ def test_packing_keeps_values_and_converts_only_floating_point(specs: list[Tenso
     weights = [(name, flat.view(spec.shape)) for (name, flat), spec in zip(weights, specs, strict=True)]
 
     arrived: dict[str, torch.Tensor] = {}
-    for bucket, buffer in packed_buckets(weights, capacity_bytes=capacity_bytes, dtype=torch.bfloat16):
+    for bucket, buffer in packed_buckets(weights, [], capacity_bytes=capacity_bytes, dtype=torch.bfloat16):
         for slot in bucket.slots:
             view = buffer[slot.offset_bytes : slot.end_bytes].view(getattr(torch, slot.spec.dtype_name))
             arrived[slot.spec.name] = view.view(slot.spec.shape).clone()
@@ -91,11 +91,17 @@ def test_packing_keeps_values_and_converts_only_floating_point(specs: list[Tenso
         assert torch.equal(arrived[name].to(sent.dtype), sent)
 
 
-def test_a_packed_bucket_survives_until_the_one_after_the_next() -> None:
-    weights = [(f"w{i}", torch.full((8,), float(i))) for i in range(5)]
-    previous: torch.Tensor | None = None
+def test_buffers_are_used_again_and_grow_where_they_must() -> None:
+    buffers: list[torch.Tensor] = []
+    sizes = ((8, 8), (4, 8, 2), (100_000,))
+    for value, lengths in enumerate(sizes, start=1):
+        weights = [(f"w{i}", torch.full((length,), float(value))) for i, length in enumerate(lengths)]
+        before = [buffer.data_ptr() for buffer in buffers]
 
-    for i, (_, buffer) in enumerate(packed_buckets(weights, capacity_bytes=16, dtype=torch.bfloat16)):
-        if previous is not None:
-            assert previous.view(torch.bfloat16).tolist() == [float(i - 1)] * 8
-        previous = buffer
+        packed = list(packed_buckets(weights, buffers, capacity_bytes=16, dtype=torch.bfloat16))
+
+        for (bucket, buffer), length in zip(packed, lengths, strict=True):
+            assert bucket.size_bytes == 2 * length
+            assert buffer.view(torch.bfloat16).tolist() == [float(value)] * length
+        if value == 2:
+            assert [buffer.data_ptr() for buffer in buffers][:2] == before

@@ -108,6 +108,19 @@ def test_one_file_has_the_usual_name_and_says_that_it_is_for_pytorch(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_every_tensor_starts_at_a_multiple_of_its_item_size(tmp_path: Path) -> None:
+    weights = {"a": torch.ones(3, dtype=torch.int8), "b": torch.ones(3), "c": torch.ones(2, dtype=torch.int64)}
+
+    write_model(tmp_path, weights.items(), dtype=torch.bfloat16, shard_bytes=2**20)
+
+    content = (tmp_path / "model.safetensors").read_bytes()
+    header_bytes = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + header_bytes])
+    starts = {name: header[name]["data_offsets"][0] for name in weights}
+    assert header_bytes % 8 == 0
+    assert (starts["b"] % 2, starts["c"] % 8) == (0, 0)
+
+
 def test_shards_come_with_an_index_that_transformers_understands(tmp_path: Path) -> None:
     write_model(tmp_path, some_weights(count=5).items(), dtype=torch.bfloat16, shard_bytes=2 * 64)
 

@@ -20,16 +20,21 @@ class WeightSyncConfig:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
+    use_registry: bool = False
+    """Besides inference_servers, publish to the policy servers that are registered with the rollout server, as they come and go."""
     transport: TransportName = "auto"
-    """auto: lora when only an adapter is trained, nccl when trainer and engines have CUDA, else gloo. disk and delta: files in
-    `folder`, which every server must see. ipc: trainer and engine on the same GPU."""
+    """auto: lora when only an adapter is trained, nccl when trainer and engines have CUDA, else gloo; disk for a pool of vLLM and SGLang.
+    disk and delta: files in `folder`, which every server must see. ipc: trainer and engine on the same GPU. use_peft with another
+    transport than lora sends merged weights."""
     timeout_s: float = 60.0
     """For one transfer; a publication tries three times at most."""
     pause_mode: PauseMode = "keep"
-    """Requests in flight. keep: frozen, they go on with the new weights. wait: they end first. abort: they end at once."""
-    recompute: bool = True
-    """keep: let frozen requests compute their keys and values again, so that no token comes from a mixture of policies. Costs a
-    prefill of all of them."""
+    """Requests in flight. keep: frozen, they go on with the new weights. wait: they end first. abort: they end at once.
+    lora on SGLang: wait or abort."""
+    recompute: bool = False
+    """keep: let frozen requests compute their keys and values again under the new weights, at the cost of a prefill of all of them at
+    every publication. Without it their next tokens attend to keys and values of the old policy: the reported logprobs are still
+    those that sampled, so the correction weighs them rightly. New requests never share keys and values with another policy."""
     bucket_mib: float = 64.0
     """gloo, nccl: weights sent together."""
     folder: str | None = None

@@ -113,9 +113,7 @@ class CorruptWeightsError(WeightSyncError):
     code = "weight_files_corrupt"
 
     def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(
-            f"{path} {problem}; nobody was told to load it: find out who writes to that folder, then publish again"
-        )
+        super().__init__(f"{path} {problem}; it is not loaded: find out who writes to that folder, then publish again")
         self.path = path
         self.problem = problem
 

@@ -33,6 +33,7 @@ class Pool:
         listed: base URLs of the config.
         registry: None: only the listed ones.
         control_for: makes the control of a server, by base URL.
+        takes_registered: those that the config does not list get weights too; else the registry only says more of the listed ones.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Pool:
         registry: Registry | None,
         control_for: Callable[[str], EngineControl],
         *,
+        takes_registered: bool = True,
         limits: PoolLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listed = tuple(listed)
         self._registry = registry
         self._control_for = control_for
+        self._takes_registered = takes_registered
         self._limits = limits or PoolLimits()
         self._clock = clock
         self._known: dict[str, KnownServer] = {}
@@ -101,9 +104,12 @@ class Pool:
         if self._registry is None:
             return
         try:
-            self._entries = {base_url(entry.server.url): entry for entry in self._registry.servers()}
+            entries = {base_url(entry.server.url): entry for entry in self._registry.servers()}
         except AtroposError as error:
             log.warning("the registry of inference servers does not answer, going on with what is known: %s", error)
+            return
+        listed = set(map(base_url, self._listed))
+        self._entries = {url: entry for url, entry in entries.items() if self._takes_registered or url in listed}
 
     def _report_of(self, url: str, result: ServerResult) -> InferenceServer | None:
         """What to tell of a server. A failure is told once: more would make a dead server look alive."""

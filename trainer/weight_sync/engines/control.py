@@ -67,13 +67,10 @@ class EngineControl(Protocol):
     def load_adapter(self, name: str, folder: str, *, timeout_s: float) -> None:
         """Load a LoRA adapter (peft folder) under `name`, in place of an earlier one of that name."""
 
-    def prompt_logprobs(
-        self, token_ids: Sequence[int], *, temperature: float = 1.0, model: str | None = None, timeout_s: float
-    ) -> list[float]:
-        """Logprobs (nats) of token_ids[1:], each given those before it: one number less than there are tokens.
+    def prompt_logprobs(self, token_ids: Sequence[int], *, model: str | None = None, timeout_s: float) -> list[float]:
+        """Logprobs (nats, at temperature 1) of token_ids[1:], each given those before it: one number less than there are tokens.
 
         Args:
-            temperature: that the engine applies before it reports.
             model: the served name, e.g. of an adapter; None: the first one that it serves.
         """
 

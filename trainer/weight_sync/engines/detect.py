@@ -116,12 +116,10 @@ class LateControl:
         """See EngineControl.load_adapter."""
         self._ask(timeout_s).load_adapter(name, folder, timeout_s=timeout_s)
 
-    def prompt_logprobs(
-        self, token_ids: Sequence[int], *, temperature: float = 1.0, model: str | None = None, timeout_s: float
-    ) -> list[float]:
+    def prompt_logprobs(self, token_ids: Sequence[int], *, model: str | None = None, timeout_s: float) -> list[float]:
         """See EngineControl.prompt_logprobs."""
         control = self._ask(timeout_s)
-        return control.prompt_logprobs(token_ids, temperature=temperature, model=model, timeout_s=timeout_s)
+        return control.prompt_logprobs(token_ids, model=model, timeout_s=timeout_s)
 
     def close(self) -> None:
         """See EngineControl.close."""

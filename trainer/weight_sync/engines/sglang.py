@@ -13,6 +13,7 @@ import httpx
 
 from trainer.weight_sync.engines.control import UNKNOWN_VERSION, EngineName, PauseMode
 from trainer.weight_sync.engines.http import EngineHttp, time_left
+from trainer.weight_sync.engines.sampling import Completion
 from trainer.weight_sync.errors import ServerSyncError
 from trainer.weight_sync.states import Edge
 
@@ -134,13 +135,8 @@ class SglangControl:
         cards = self._call("GET", "/v1/models", Edge.SEND, timeout_s).get("data", [])
         return {card["id"]: card.get("root") or "" for card in cards if card.get("parent")}
 
-    def prompt_logprobs(
-        self, token_ids: Sequence[int], *, temperature: float = 1.0, model: str | None = None, timeout_s: float
-    ) -> list[float]:
-        """See EngineControl.prompt_logprobs. SGLang applies no temperature to a prompt's logprobs: only 1.0 is taken."""
-        if temperature != 1.0:
-            reason = f"SGLang reports prompt logprobs at temperature 1.0 only; asked for {temperature}"
-            raise ServerSyncError(self.url, Edge.VERIFY, reason)
+    def prompt_logprobs(self, token_ids: Sequence[int], *, model: str | None = None, timeout_s: float) -> list[float]:
+        """See EngineControl.prompt_logprobs. They are at temperature 1."""
         body: dict[str, Any] = {
             "input_ids": list(token_ids),
             "sampling_params": {"max_new_tokens": 1, "temperature": 1.0},
@@ -151,6 +147,40 @@ class SglangControl:
             body["lora_path"] = model
         answer = self._call("POST", "/generate", Edge.VERIFY, timeout_s, json=body)
         return self._prompt_logprobs_of(answer, len(token_ids))
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int = 0,
+        model: str | None = None,
+        timeout_s: float,
+    ) -> list[Completion]:
+        """See SamplingControl.sample. A paused server queues the request: ask after resume."""
+        body: dict[str, Any] = {
+            "input_ids": [list(prompt) for prompt in prompts],
+            "sampling_params": {
+                "max_new_tokens": max_tokens,
+                "temperature": temperature,
+                "ignore_eos": True,
+                "sampling_seed": seed,
+            },
+            "return_logprob": True,
+        }
+        if model is not None:
+            body["lora_path"] = model
+        answer = self._http.request("POST", "/generate", Edge.VERIFY, timeout_s, json=body)
+        self._read(answer, "/generate", Edge.VERIFY)
+        try:
+            return [
+                Completion(list(one["output_ids"]), [entry[0] for entry in one["meta_info"]["output_token_logprobs"]])
+                for one in answer.json()
+            ]
+        except (KeyError, TypeError, IndexError) as error:
+            reason = f"/generate gave no token ids or no logprobs: {answer.text[:300]}"
+            raise ServerSyncError(self.url, Edge.VERIFY, reason) from error
 
     def init_group(self, group: Mapping[str, Any], *, timeout_s: float) -> None:
         """Make the workers join the trainer's group. Blocks until all ranks have met."""

@@ -38,11 +38,11 @@ class VllmControl:
 
     def world_size(self, *, timeout_s: float) -> int:
         """Return the number of workers behind this server, data parallel ones included."""
-        return int(self._call("GET", "/get_world_size", Edge.ATTACH, timeout_s)["world_size"])
+        return int(self._ask("GET", "/get_world_size", "world_size", Edge.ATTACH, timeout_s))
 
     def is_paused(self, *, timeout_s: float) -> bool:
         """Return whether generation is paused."""
-        return bool(self._call("GET", "/is_paused", Edge.ATTACH, timeout_s)["is_paused"])
+        return bool(self._ask("GET", "/is_paused", "is_paused", Edge.ATTACH, timeout_s))
 
     def pause(self, mode: PauseMode = "keep", *, recompute: bool = True, timeout_s: float) -> None:
         """See EngineControl.pause."""
@@ -85,12 +85,11 @@ class VllmControl:
             Whether the cache is empty now.
         """
         params = {"reset_running_requests": "true" if recompute else "false"}
-        answer = self._call("POST", "/reset_prefix_cache", Edge.VERIFY, timeout_s, params=params)
-        return bool(answer["success"])
+        return bool(self._ask("POST", "/reset_prefix_cache", "success", Edge.VERIFY, timeout_s, params=params))
 
     def weight_version(self, *, timeout_s: float) -> str:
         """Return the version that the server says it runs; `default` for the weights it was started with."""
-        return str(self._call("GET", "/weight_info", Edge.VERIFY, timeout_s)["weight_version"])
+        return str(self._ask("GET", "/weight_info", "weight_version", Edge.VERIFY, timeout_s))
 
     def load_folder(self, folder: str, weight_version: str, *, timeout_s: float) -> None:
         """See EngineControl.load_folder."""
@@ -109,21 +108,15 @@ class VllmControl:
 
     def adapters(self, *, timeout_s: float) -> dict[str, str]:
         """Return the folder that each adapter was loaded from, by the adapter's name."""
-        cards = self._call("GET", "/v1/models", Edge.SEND, timeout_s)["data"]
+        cards = self._ask("GET", "/v1/models", "data", Edge.SEND, timeout_s)
         return {card["id"]: card.get("root") or "" for card in cards if card.get("parent")}
 
-    def prompt_logprobs(
-        self, token_ids: Sequence[int], *, temperature: float = 1.0, model: str | None = None, timeout_s: float
-    ) -> list[float]:
+    def prompt_logprobs(self, token_ids: Sequence[int], *, model: str | None = None, timeout_s: float) -> list[float]:
         """See EngineControl.prompt_logprobs. A paused engine queues the request: ask after resume.
 
-        The prefix cache is not read, so the values are those of the weights that run now.
-
-        vLLM applies no temperature to prompts, whatever its --logprobs-mode: only 1.0 is taken.
+        The prefix cache is not read, so the values are those of the weights that run now; at temperature 1, whatever the
+        server's --logprobs-mode.
         """
-        if temperature != 1.0:
-            reason = f"vLLM reports prompt logprobs at temperature 1.0 only; asked for {temperature}"
-            raise ServerSyncError(self.url, Edge.VERIFY, reason)
         body = {"prompt": list(token_ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         (choice,) = self._complete(body, model, timeout_s)
         found = (choice.get("prompt_logprobs") or [])[1:]
@@ -165,11 +158,11 @@ class VllmControl:
     ) -> list[int]:
         """See SamplingControl.chat_token_ids."""
         body = {"messages": [dict(message) for message in messages], "add_generation_prompt": True, **_named(model)}
-        return list(self._call("POST", "/tokenize", Edge.VERIFY, timeout_s, json=body)["tokens"])
+        return list(self._ask("POST", "/tokenize", "tokens", Edge.VERIFY, timeout_s, json=body))
 
     def _complete(self, body: Mapping[str, Any], model: str | None, timeout_s: float) -> list[dict[str, Any]]:
-        answer = self._call("POST", "/v1/completions", Edge.VERIFY, timeout_s, json={**body, **_named(model)})
-        return list(answer["choices"])
+        request = {**body, **_named(model)}
+        return list(self._ask("POST", "/v1/completions", "choices", Edge.VERIFY, timeout_s, json=request))
 
     def _call(self, method: str, path: str, edge: Edge, timeout_s: float, **request: Any) -> dict[str, Any]:
         response = self._http.request(method, path, edge, timeout_s, **request)
@@ -178,7 +171,18 @@ class VllmControl:
             raise ServerSyncError(
                 self.url, edge, f"{path} answered {response.status_code}{hint} {response.text[:300]}".strip()
             )
-        return dict(response.json()) if response.content else {}
+        try:
+            content = response.json()
+        except ValueError:
+            content = None  # some routes answer in plain text, or not at all
+        return content if isinstance(content, dict) else {}
+
+    def _ask(self, method: str, path: str, key: str, edge: Edge, timeout_s: float, **request: Any) -> Any:
+        """One value of the answer."""
+        answer = self._call(method, path, edge, timeout_s, **request)
+        if key not in answer:
+            raise ServerSyncError(self.url, edge, f"{path} answered without {key!r}: {str(answer)[:300]}")
+        return answer[key]
 
 
 def _named(model: str | None) -> dict[str, str]:

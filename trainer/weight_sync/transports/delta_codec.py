@@ -1,12 +1,7 @@
 """Encode what changed between two versions of a model's weights, without loss. Pure; both sides use it.
 
 A blob is a prefix, a header in JSON and a body. The body holds blocks of at most BLOCK_ELEMENTS elements of one tensor:
-nothing where no bit changed; the new bits where that is smaller; else, compressed, the gaps between changed elements and
-by how much their bits, read as integers, went up or down. That is mostly one unit in the last place, so one or two bits
-an element.
-
-gaps: a byte for each changed element, the number of unchanged ones before it; 255 stands for 255 unchanged ones and no
-change. steps: new - old as integers that wrap around, zigzag (0, -1, 1, -2 become 0, 1, 2, 3), all lowest bytes first.
+nothing where no bit changed; the new bits where that is smaller; else what delta_blocks makes of the changed elements.
 """
 
 from __future__ import annotations
@@ -16,8 +11,6 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,24 +18,13 @@ import torch
 
 from trainer.weight_sync.errors import DeltaBaseError, DeltaCorruptError
 from trainer.weight_sync.transports.buckets import TensorSpec
+from trainer.weight_sync.transports.delta_blocks import Bits, Encoding, decode_sparse, encode_block
 
 BLOCK_ELEMENTS = 2**20
 """Small enough for a core's cache, large enough that its Huffman tables cost nothing."""
 
-Bits: TypeAlias = npt.NDArray[Any]
-"""[N] unsigned integers: the bit patterns of a tensor's elements, in order."""
-
 _PREFIX = struct.Struct("<8sII")  # magic, bytes of the header, CRC-32 of the header
 _MAGIC = b"ATRDELT1"
-_ESCAPE = 255
-
-
-class Encoding(IntEnum):
-    """How a block is written."""
-
-    SAME = 0
-    SPARSE = 1
-    DENSE = 2
 
 
 @dataclass(frozen=True)
@@ -81,11 +63,6 @@ def layout(tensors: Mapping[str, torch.Tensor]) -> list[TensorSpec]:
         TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
         for name, tensor in sorted(tensors.items())
     ]
-
-
-def checksum(tensor: torch.Tensor) -> int:
-    """CRC-32 of the tensor's bytes."""
-    return zlib.crc32(_bits(tensor).data)
 
 
 def is_same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
@@ -196,23 +173,10 @@ def _encode_tensor(spec: TensorSpec, old: Bits, new: Bits) -> tuple[TensorDelta,
     for old_block, new_block in zip(_blocks(old, BLOCK_ELEMENTS), _blocks(new, BLOCK_ELEMENTS), strict=True):
         positions = np.flatnonzero(old_block != new_block)
         changed += positions.size
-        encoding, data = _encode_block(positions, old_block, new_block)
+        encoding, data = encode_block(positions, old_block, new_block)
         described.append((encoding, len(data)))
         written.append(data)
     return TensorDelta(spec, changed, zlib.crc32(new.data), tuple(described)), written
-
-
-def _encode_block(positions: npt.NDArray[np.int64], old: Bits, new: Bits) -> tuple[Encoding, bytes]:
-    if not positions.size:
-        return Encoding.SAME, b""
-    gaps = _encode_gaps(positions)
-    steps = _zigzag(new[positions] - old[positions])
-    # Run lengths and Huffman codes alone: there is nothing longer to find in noise, and the search costs most of the time.
-    compressor = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
-    sparse = b"".join(
-        [struct.pack("<I", len(gaps)), compressor.compress(gaps), compressor.compress(steps), compressor.flush()]
-    )
-    return (Encoding.SPARSE, sparse) if len(sparse) < new.nbytes else (Encoding.DENSE, new.tobytes())
 
 
 @dataclass(frozen=True)
@@ -231,42 +195,9 @@ def _changes(entry: TensorDelta, bits: Bits, data: memoryview, block_elements: i
         if encoding is Encoding.DENSE:
             yield _Change(block, slice(None), block.copy(), np.frombuffer(part, dtype=block.dtype))
         elif encoding is Encoding.SPARSE:
-            positions, steps = _decode_sparse(part, block.dtype)
+            positions, steps = decode_sparse(part, block.dtype)
             old = block[positions]
             yield _Change(block, positions, old, old + steps)
-
-
-def _decode_sparse(part: memoryview, dtype: np.dtype[Any]) -> tuple[npt.NDArray[np.int32], Bits]:
-    (gap_bytes,) = struct.unpack_from("<I", part)
-    plain = zlib.decompress(part[4:])
-    positions = _decode_gaps(np.frombuffer(plain, dtype=np.uint8, count=gap_bytes))
-    return positions, _unzigzag(plain[gap_bytes:], dtype)
-
-
-def _encode_gaps(positions: npt.NDArray[np.int64]) -> bytes:
-    gaps = np.diff(positions, prepend=-1) - 1
-    ends = np.cumsum(gaps // _ESCAPE + 1)
-    encoded = np.full(int(ends[-1]), _ESCAPE, dtype=np.uint8)
-    encoded[ends - 1] = gaps % _ESCAPE
-    return encoded.tobytes()
-
-
-def _decode_gaps(encoded: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-    ends = np.flatnonzero(encoded != _ESCAPE)
-    return np.cumsum(encoded, dtype=np.int32)[ends] + np.arange(ends.size, dtype=np.int32)
-
-
-def _zigzag(steps: Bits) -> bytes:
-    signed = steps.view(f"<i{steps.itemsize}")
-    folded: Bits = (signed << 1) ^ (signed >> (8 * steps.itemsize - 1))
-    return folded.view(np.uint8).reshape(-1, steps.itemsize).T.tobytes()
-
-
-def _unzigzag(planes: bytes, dtype: np.dtype[Any]) -> Bits:
-    folded: Bits = np.frombuffer(planes, dtype=np.uint8).reshape(dtype.itemsize, -1).T.copy().view(dtype)[:, 0]
-    one = dtype.type(1)
-    unfolded: Bits = (folded >> one) ^ (~(folded & one) + one)
-    return unfolded
 
 
 def _bits(tensor: torch.Tensor) -> Bits:

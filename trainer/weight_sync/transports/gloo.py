@@ -15,12 +15,17 @@ from trainer.weight_sync.transports.base import Member, NamedWeights, require_ti
 from trainer.weight_sync.transports.buckets import Bucket, TensorSpec, plan_buckets
 from trainer.weight_sync.transports.gloo_servers import GlooServers
 
+# So few that torch converts them in this thread: its others take many times longer to wake than the work does when a server
+# is on the same cores.
+_PIECE_ITEMS = 32768
+
 
 @dataclass(frozen=True)
 class GlooShipment:
-    """Weights to be sent, once for every attempt."""
+    """Weights in the form in which they travel, for every attempt."""
 
-    weights: NamedWeights
+    buckets: list[tuple[Bucket, torch.Tensor]]
+    """Each with its flat uint8 buffer."""
     weight_version: str
 
 
@@ -29,7 +34,7 @@ class GlooTransport:
 
     Args:
         calls: runs the HTTP calls that block until rank 0 does its part. One thread for each server at least.
-        bucket_bytes: of weights sent together; this process holds two such buffers.
+        bucket_bytes: of weights sent together.
         dtype: that floating-point weights are converted to, the servers' own.
     """
 
@@ -38,10 +43,13 @@ class GlooTransport:
         self._bucket_bytes = bucket_bytes
         self._dtype = dtype
         self._servers: GlooServers | None = None
+        self._buffers: list[torch.Tensor] = []
+        """One copy of the weights, kept between publications: fresh memory costs more than filling it."""
 
     def prepare(self, weights: NamedWeights, weight_version: str) -> GlooShipment:
-        """Keep what can be gone through only once: an attempt may fail."""
-        return GlooShipment(list(weights) if iter(weights) is weights else weights, weight_version)
+        """Convert and pack, while the engines still generate."""
+        buckets = packed_buckets(weights, self._buffers, capacity_bytes=self._bucket_bytes, dtype=self._dtype)
+        return GlooShipment(list(buckets), weight_version)
 
     def open(self, members: Sequence[Member], *, timeout_s: float) -> None:
         """See Transport.open. A server that restarted, or met another trainer, reports another version than ours."""
@@ -63,8 +71,7 @@ class GlooTransport:
     def send(self, shipment: GlooShipment, *, timeout_s: float) -> None:
         """See Transport.send."""
         assert self._servers is not None
-        buckets = packed_buckets(shipment.weights, capacity_bytes=self._bucket_bytes, dtype=self._dtype)
-        self._servers.send(buckets, shipment.weight_version, timeout_s=timeout_s)
+        self._servers.send(shipment.buckets, shipment.weight_version, timeout_s=timeout_s)
 
     def leave(self) -> None:
         """See Transport.leave."""
@@ -74,11 +81,12 @@ class GlooTransport:
 
 
 def packed_buckets(
-    weights: NamedWeights, *, capacity_bytes: int, dtype: torch.dtype
+    weights: NamedWeights, buffers: list[torch.Tensor], *, capacity_bytes: int, dtype: torch.dtype
 ) -> Iterator[tuple[Bucket, torch.Tensor]]:
     """Yield buckets of weights, floating-point ones converted to `dtype`, each with its flat uint8 buffer.
 
-    Two buffers take turns: one that was yielded stays as it is until the one after the next is asked for.
+    Args:
+        buffers: flat uint8, used again where they are large enough; what is missing is added.
     """
     held: deque[torch.Tensor] = deque()
 
@@ -88,13 +96,24 @@ def packed_buckets(
             sent_as = dtype if tensor.is_floating_point() else tensor.dtype
             yield TensorSpec(name, str(sent_as).removeprefix("torch."), tuple(tensor.shape))
 
-    buffers = deque([torch.empty(0, dtype=torch.uint8)] * 2)
-    for bucket in plan_buckets(specs(), capacity_bytes=capacity_bytes):
-        buffers.rotate()
-        if buffers[0].numel() < bucket.size_bytes:
-            buffers[0] = torch.empty(max(bucket.size_bytes, capacity_bytes), dtype=torch.uint8)
-        buffer = buffers[0][: bucket.size_bytes]
+    for number, bucket in enumerate(plan_buckets(specs(), capacity_bytes=capacity_bytes)):
+        buffer = _buffer(buffers, number, bucket.size_bytes)
         for slot in bucket.slots:
             place = buffer[slot.offset_bytes : slot.end_bytes].view(getattr(torch, slot.spec.dtype_name))
-            place.view(slot.spec.shape).copy_(held.popleft().detach())
+            _copy(place, held.popleft().detach().reshape(-1))
         yield bucket, buffer
+
+
+def _buffer(buffers: list[torch.Tensor], number: int, size_bytes: int) -> torch.Tensor:
+    if number == len(buffers):
+        buffers.append(torch.empty(0, dtype=torch.uint8))
+    if buffers[number].numel() < size_bytes:
+        buffers[number] = torch.empty(size_bytes, dtype=torch.uint8)
+    return buffers[number][:size_bytes]
+
+
+def _copy(place: torch.Tensor, values: torch.Tensor) -> None:
+    """Flat to flat. Only a conversion on the CPU is worth cutting into pieces."""
+    step = _PIECE_ITEMS if values.device.type == "cpu" and values.dtype != place.dtype else max(1, len(values))
+    for start in range(0, len(values), step):
+        place[start : start + step].copy_(values[start : start + step])

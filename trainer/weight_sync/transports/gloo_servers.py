@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -30,7 +30,7 @@ from trainer.weight_sync.transports.base import (
 )
 from trainer.weight_sync.transports.buckets import Bucket
 
-Buckets = Iterator[tuple[Bucket, torch.Tensor]]
+Buckets = Sequence[tuple[Bucket, torch.Tensor]]
 
 
 @dataclass(frozen=True)

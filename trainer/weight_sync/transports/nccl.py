@@ -19,7 +19,16 @@ import torch
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import TransferError
 from trainer.weight_sync.states import Edge
-from trainer.weight_sync.transports.base import Calls, Member, NamedWeights, failures, post, settle, time_left
+from trainer.weight_sync.transports.base import (
+    Calls,
+    Member,
+    NamedWeights,
+    failures,
+    post,
+    require_time,
+    settle,
+    time_left,
+)
 from trainer.weight_sync.transports.buckets import TensorSpec
 from trainer.weight_sync.transports.gloo_group import local_address_towards
 from trainer.weight_sync.transports.nccl_sender import Meet, Sender, cuda_meeting
@@ -78,9 +87,14 @@ class NcclTransport:
         versions = {member.control.url: member.weight_version for member in members}
         if self._group is None or self._group.versions != versions:
             self.leave()
-            self._group = NcclGroup(
-                members, self._calls, self._meet, bucket_bytes=self._bucket_bytes, timeout_s=timeout_s
-            )
+            deadline = time.monotonic() + timeout_s
+            group = NcclGroup(members, self._calls, self._meet, bucket_bytes=self._bucket_bytes, timeout_s=timeout_s)
+            try:
+                require_time(deadline, Edge.ATTACH)
+            except BaseException:
+                group.abandon()
+                raise
+            self._group = group
 
     def send(self, shipment: NcclShipment, *, timeout_s: float) -> None:
         """See Transport.send."""

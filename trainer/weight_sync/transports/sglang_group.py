@@ -46,6 +46,8 @@ _T = TypeVar("_T")
 
 _MEET_S = 20.0
 """For all ranks to come together. An engine generates nothing while it waits for the others."""
+_ON_THE_WAY_S = 0.5
+"""For servers that were told to come, when others will not: they come, find that, and generate again."""
 _LEAVE_S = 2.0
 """For the servers to leave a group that nobody is stuck in."""
 _STALL_S = 30.0
@@ -282,6 +284,8 @@ class SglangGroup:
         self.is_closed = True
         if self._group is not None:
             torch_group.bury(self._group, [] if self._travelling is None else self._travelling.works)
+        elif self._store is not None:
+            torch_group.drop_later(self._store, after_s=_ON_THE_WAY_S)
         self._group = self._store = None
         wait(post(self._calls, self._members, self._make_leave).values(), timeout=wait_s)
 

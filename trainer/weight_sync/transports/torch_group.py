@@ -80,6 +80,13 @@ def bury(group: Backend, in_flight: Sequence[Work]) -> None:
     threading.Thread(target=end, name="weight-sync-bury", daemon=True).start()
 
 
+def drop_later(store: TCPStore, *, after_s: float) -> None:
+    """Close the store when those who are on their way to it have come: who finds it closed knocks for half an hour."""
+    timer = threading.Timer(after_s, id, [store])
+    timer.daemon = True
+    timer.start()
+
+
 def own_address(hosts: Sequence[str]) -> str:
     """Return an address of this machine that every host reaches: loopback only if all are here."""
     seen = [local_address_towards(host) for host in hosts]
