@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -23,6 +25,7 @@ from trainer.weight_sync.engines.control import PauseMode
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import WeightSyncError
 from trainer.weight_sync.publisher import WeightPublisher
+from trainer.weight_sync.transports import gloo_group
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -75,20 +78,21 @@ def running(metrics: str) -> bool:
     return sum(map(float, values)) > 0
 
 
-class Interrupted:
-    """Weights that do something in the middle of being sent, the first time."""
+@pytest.fixture
+def half_way(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Do something in the middle of the next transfer, once."""
 
-    def __init__(self, weights: Weights, action: Callable[[], None]) -> None:
-        self.weights = weights
-        self.action = action
-        self.passes = 0
+    def arrange(action: Callable[[], None]) -> None:
+        broadcast, numbers = gloo_group.broadcast, itertools.count(1)
 
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        self.passes += 1
-        for i, pair in enumerate(self.weights.items()):
-            if i == len(self.weights) // 2 and self.passes == 1:
-                self.action()
-            yield pair
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if next(numbers) == 3:
+                action()
+            return broadcast(*args, **kwargs)
+
+        monkeypatch.setattr(gloo_group, "broadcast", watched)
+
+    return arrange
 
 
 def test_publishing_changes_the_logprobs_and_publishing_the_old_weights_restores_them(
@@ -121,7 +125,9 @@ def test_the_logprobs_are_those_of_the_published_weights(
         logprobs_TV = model(token_ids).logits[0, len(PROMPT) - 1 : -1].float().log_softmax(-1)
     ours = logprobs_TV.gather(1, token_ids[0, len(PROMPT) :, None]).squeeze(1).tolist()
     theirs = [token["logprob"] for token in sampled["logprobs"]["content"]]
-    assert theirs == pytest.approx(ours, abs=0.15)  # two bfloat16 implementations
+    differences = [abs(a - b) for a, b in zip(theirs, ours, strict=True)]
+    # Two bfloat16 implementations. An output layer of older weights is further off.
+    assert statistics.mean(differences) < 0.05
 
 
 def test_requests_in_flight_survive_and_say_which_version_sampled_which_token(
@@ -191,17 +197,19 @@ def test_a_new_trainer_attaches_after_one_that_was_killed_while_sending(
         from trainer.weight_sync.config import WeightSyncConfig
         from trainer.weight_sync.connect import connect
 
-        def dying():
-            for i, (name, tensor) in enumerate(load_file({str(MODEL / "model.safetensors")!r}).items()):
-                if i == 200:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                yield name, tensor * 0
+        from trainer.weight_sync.transports import gloo_group
 
-        class Dying:
-            def __iter__(self):
-                return dying()
+        broadcast, seen = gloo_group.broadcast, []
 
-        connect([{vllm_server!r}], WeightSyncConfig(bucket_mib=8)).publish(7, Dying())
+        def dying(*args, **kwargs):
+            seen.append(1)
+            if len(seen) == 20:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return broadcast(*args, **kwargs)
+
+        gloo_group.broadcast = dying
+        weights = load_file({str(MODEL / "model.safetensors")!r})
+        connect([{vllm_server!r}], WeightSyncConfig(bucket_mib=8)).publish(7, [(n, t * 0) for n, t in weights.items()])
     """)
     assert subprocess.run([sys.executable, "-c", first], check=False).returncode == -signal.SIGKILL
     start = time.monotonic()
@@ -219,16 +227,21 @@ def test_a_new_trainer_attaches_after_one_that_was_killed_while_sending(
 
 
 def test_a_transfer_that_fails_half_way_leaves_the_old_weights_and_a_running_engine(
-    vllm_server: str, publisher: WeightPublisher, original: Weights, changed: Weights
+    vllm_server: str,
+    publisher: WeightPublisher,
+    original: Weights,
+    changed: Weights,
+    half_way: Callable[[Callable[[], None]], None],
 ) -> None:
     publisher.publish(9, original.items())
     before = logprobs(vllm_server)
 
     def fail() -> None:
-        raise MemoryError("no room to gather")
+        raise MemoryError("no room to send")
 
+    half_way(fail)
     with pytest.raises(MemoryError):
-        publisher.publish(10, Interrupted(changed, fail))
+        publisher.publish(10, changed.items())
 
     assert not is_paused(vllm_server)
     assert logprobs(vllm_server) == before
@@ -251,14 +264,18 @@ def test_weights_of_another_model_are_refused_and_the_engine_goes_on(
 
 
 def test_a_server_killed_half_way_is_named_within_the_deadline_and_the_other_is_served(
-    vllm_server: str, start_vllm: Callable[[], VllmProcess], changed: Weights
+    vllm_server: str,
+    start_vllm: Callable[[], VllmProcess],
+    changed: Weights,
+    half_way: Callable[[Callable[[], None]], None],
 ) -> None:
     doomed = start_vllm()
     publisher = connect([vllm_server, doomed.url], WeightSyncConfig(timeout_s=30))
     assert publisher.publish(15, changed.items()).failed == ()
     start = time.monotonic()
 
-    result = publisher.publish(16, Interrupted(changed, doomed.kill))
+    half_way(doomed.kill)
+    result = publisher.publish(16, changed.items())
 
     assert time.monotonic() - start < 25
     (failed,) = result.failed

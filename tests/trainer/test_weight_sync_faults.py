@@ -76,7 +76,7 @@ def urls_of(servers: Sequence[FakeVllm]) -> list[str]:
     return [fake.url for fake in servers]
 
 
-def until(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> bool:
+def until(condition: Callable[[], bool], *, timeout_s: float = 40.0) -> bool:
     end = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -295,11 +295,11 @@ class TestATrainerThatDies:
         trainer = doomed_trainer.start(urls_of(servers))
         assert trainer.pid is not None
         pids.append(trainer.pid)
-        trainer.join(20)
+        trainer.join(40)
         assert trainer.exitcode == -signal.SIGKILL
         assert deaths.is_set()
         # gloo notices at once unless a bucket is under way: then after 2 s and a bit.
-        assert until(lambda: all(fake.open_calls == 0 for fake in servers), timeout_s=5)
+        assert until(lambda: all(fake.open_calls == 0 for fake in servers), timeout_s=10)
 
         successor = connected(urls_of(servers))
         successor.attach()
@@ -324,14 +324,14 @@ class TestATrainerThatDies:
         pids.append(trainer.pid)
 
         assert until(lambda: any(isinstance(error, TimeoutError) for error in servers[1].errors))
-        assert until(lambda: all(fake.open_calls == 0 for fake in servers), timeout_s=5)
+        assert until(lambda: all(fake.open_calls == 0 for fake in servers), timeout_s=10)
         successor = connected(urls_of(servers))
         successor.attach()
         result = successor.publish(5000, WEIGHTS.items())
 
         assert result.failed == ()
         trainer.kill()
-        trainer.join(20)
+        trainer.join(40)
 
 
 class TestABucketUnderWay:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import cast
 from urllib.parse import urlsplit
 
 import torch
-from torch.distributed import TCPStore, Work  # type: ignore[attr-defined]
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from trainer.weight_sync.engines.control import EngineControl
 from trainer.weight_sync.engines.vllm import VllmControl
@@ -31,15 +30,6 @@ from trainer.weight_sync.transports.base import (
 from trainer.weight_sync.transports.buckets import Bucket
 
 Buckets = Sequence[tuple[Bucket, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class _Travelling:
-    sequence: int
-    size_bytes: int
-    begun: float
-    work: Work
-    receiving: Calls
 
 
 class GlooServers:
@@ -93,20 +83,13 @@ class GlooServers:
     def send(self, buckets: Buckets, weight_version: str, *, timeout_s: float) -> None:
         """Bring the buckets to every server and make it call them `weight_version`.
 
-        The next bucket is packed while the last one travels.
-
         Raises:
             TransferError: a server failed, or `timeout_s` passed. Without a commit the old weights stay.
         """
         deadline = time.monotonic() + timeout_s
         self._all(lambda control: _start_update(control, deadline), deadline)
-        travelling: _Travelling | None = None
         for bucket, buffer in buckets:
-            if travelling is not None:
-                self._arrive(travelling, deadline)
-            travelling = self._depart(bucket, buffer, deadline)
-        if travelling is not None:
-            self._arrive(travelling, deadline)
+            self._carry(bucket, buffer, deadline)
         self._all(lambda control: control.update_weights({"commit": True}, timeout_s=time_left(deadline)), deadline)
         self._all(lambda control: control.finish_update(weight_version, timeout_s=time_left(deadline)), deadline)
         self.versions = dict.fromkeys(self.versions, weight_version)
@@ -115,7 +98,7 @@ class GlooServers:
         require_time(deadline, Edge.SEND)
         settle(self._post(call), deadline=deadline, edge=Edge.SEND)
 
-    def _depart(self, bucket: Bucket, buffer: torch.Tensor, deadline: float) -> _Travelling:
+    def _carry(self, bucket: Bucket, buffer: torch.Tensor, deadline: float) -> None:
         require_time(deadline, Edge.SEND)
         store, group = self._met()
         sequence, self._sequence = self._sequence, self._sequence + 1
@@ -137,25 +120,17 @@ class GlooServers:
         except RuntimeError as error:
             raise TransferError(Edge.SEND, str(error), failures(receiving)) from None
         store.set(gloo_group.go_key(sequence), "1")
-        work = gloo_group.broadcast(group, buffer, timeout_s=limit_s)
-        return _Travelling(sequence, bucket.size_bytes, time.monotonic(), work, receiving)
-
-    def _arrive(self, travelling: _Travelling, deadline: float) -> None:
-        store, _ = self._met()
+        begun = time.monotonic()
         try:
-            travelling.work.wait()
+            gloo_group.broadcast(group, buffer, timeout_s=limit_s).wait()
         except RuntimeError as error:
             raise TransferError(Edge.SEND, str(error), {}) from None
-        self._note_pace(travelling)
-        settle(travelling.receiving, deadline=deadline, edge=Edge.SEND)
-        for offset in self._rank_offsets.values():
-            store.delete_key(gloo_group.ready_counter(travelling.sequence, offset))
-        store.delete_key(gloo_group.go_key(travelling.sequence))
-
-    def _note_pace(self, travelling: _Travelling) -> None:
-        """Packing of the next bucket may be counted in: that errs on the patient side."""
-        pace = travelling.size_bytes / max(time.monotonic() - travelling.begun, 1e-6)
+        pace = bucket.size_bytes / max(time.monotonic() - begun, 1e-6)
         self._slowest_bytes_per_s = min(pace, self._slowest_bytes_per_s or pace)
+        settle(receiving, deadline=deadline, edge=Edge.SEND)
+        for offset in self._rank_offsets.values():
+            store.delete_key(gloo_group.ready_counter(sequence, offset))
+        store.delete_key(gloo_group.go_key(sequence))
 
     def _wait_for_all(
         self,
