@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from transformers import TrainingArguments
@@ -27,8 +28,10 @@ from atroposlib.launch.config import UpConfig
 from atroposlib.launch.inference import InferenceConfig
 from environments.chain_sum import ChainSumConfig
 from rollout_server.config import ServerConfig
-from trainer.config import REFUSED, GRPOConfig
+from trainer import presets
+from trainer.config import GRPOConfig
 from trainer.config_values import attribute_docs
+from trainer.refused import ELSEWHERE, REFUSED
 from trainer.weight_sync.config import WeightSyncConfig
 
 TARGET = Path(__file__).parent.parent / "CONFIG.md"
@@ -97,6 +100,28 @@ def sections() -> Iterator[str]:
     )
     refused = "\n".join(f"| `{key}` | {reason} |" for key, reason in sorted(REFUSED.items()))
     yield f"## Trainer: keys of transformers that are refused\n\n| key | instead |\n|---|---|\n{refused}\n"
+    elsewhere = "\n".join(f"| `{key}` | {reason.format(key=key)} |" for key, reason in sorted(ELSEWHERE.items()))
+    yield f"## Trainer: keys of other components and projects\n\n| key | instead |\n|---|---|\n{elsewhere}\n"
+    yield _presets_section()
+
+
+def _presets_section() -> str:
+    rows = [
+        f"| `{group}={name}` | {'; '.join(f'`{key}: {_inline(value)}`' for key, value in _preset(group, name).items())} |"
+        for group in presets.GROUPS
+        for name in presets.names(group)
+    ]
+    intro = "Chosen by name; precedence rises: defaults, `model`, `data`, `trainer`, `reward`, `recipe`, file, command line."
+    return "\n".join(["## Trainer: presets", "", intro, "", "| preset | options |", "|---|---|", *rows, ""])
+
+
+def _preset(group: str, name: str) -> dict[str, Any]:
+    bases, values = presets.load(group, name)
+    return {**({"builds upon": [f"{base}={preset}" for base, preset in bases]} if bases else {}), **values}
+
+
+def _inline(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else yaml.safe_dump(value).removesuffix("\n...\n").strip()
 
 
 def _section(title: str, intro: str, rows: list[tuple[str, str, str, str]]) -> str:

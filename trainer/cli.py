@@ -10,9 +10,11 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atroposlib.errors import AtroposError
+from atroposlib.errors import AtroposError, ConfigError
+from trainer import deepspeed_presets, presets
 from trainer.config_values import attribute_docs
 from trainer.weight_sync.config import WeightSyncConfig
 
@@ -24,13 +26,19 @@ examples:
   atropos-trainer --config trainer.yaml
   atropos-trainer --config trainer.yaml max_steps=50 learning_rate=1e-6
   atropos-trainer --config trainer.yaml weight_sync.transport=disk weight_sync.timeout_s=30
-  atropos-trainer --config trainer.yaml use_peft=true lora_r=32
+  atropos-trainer --config trainer.yaml recipe=dapo beta=0.001
+  atropos-trainer model=smollm2_135m recipe=smoke_cpu rollout_server_url=http://127.0.0.1:8000
+  atropos-trainer --config trainer.yaml use_peft=true lora_r=32 ~weight_decay
+  atropos-trainer --config trainer.yaml 'run_dir=runs/${now:%Y%m%d-%H%M}' 'run_name=${oc.env:USER,me}-${loss_type}'
   atropos-trainer --config trainer.yaml --dry-run
   atropos-trainer --print-config model_name_or_path=models/SmolLM2-135M-Instruct
   torchrun --nproc_per_node 2 -m trainer.cli --config trainer.yaml deepspeed=zero2
 
+Options win over each other in this order: defaults, presets, recipe, file, command line. --print-config shows the outcome.
 A run that was stopped goes on from its last checkpoint when the same command is given again.
 """
+RESOLVED_CONFIG = "trainer_resolved.yaml"
+"""Every option of the run with its origin, in run_dir."""
 _INDENT = " " * 6
 
 
@@ -54,14 +62,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="atropos-trainer",
         description="Train a policy with GRPO on the batches of a rollout server.",
-        epilog=f"{_weight_sync_help()}\n{EXAMPLES}",
+        epilog=f"{_presets_help()}\n{_weight_sync_help()}\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; groups of them may be nested")
+    parser.add_argument("--recipe", metavar="NAME", help="same as recipe=NAME")
     parser.add_argument("--dry-run", action="store_true", help="check the configuration, print it and stop")
     parser.add_argument("--print-config", action="store_true", help="print every option with its origin and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options that win over the file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="options that win over the file; ~key takes the default"
+    )
     return parser
+
+
+def _presets_help() -> str:
+    lines = ["presets, files of options that are chosen by name:"]
+    lines += [f"  {group}= {', '.join(presets.names(group))}" for group in presets.GROUPS]
+    return "\n".join([*lines, f"  deepspeed= {', '.join(deepspeed_presets.PRESETS)}, or a file", ""])
 
 
 def _weight_sync_help() -> str:
@@ -80,13 +97,27 @@ def _weight_sync_help() -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from trainer.config import load_config_with_origins
+    from trainer.compose import load_config_with_origins
 
-    config, origins = load_config_with_origins(options.config, options.overrides)
+    recipe = [f"recipe={options.recipe}"] if options.recipe else []
+    config, origins = load_config_with_origins(options.config, [*recipe, *options.overrides])
     if options.dry_run or options.print_config:
         print(describe(config, origins))
         return 0
+    if config.activate_debugging_logs:
+        logging.getLogger("trainer").setLevel(logging.DEBUG)
+    if config.process_index == 0:
+        _keep(describe(config, origins), Path(config.run_dir) / RESOLVED_CONFIG)
     return _train(config)
+
+
+def _keep(text: str, path: Path) -> None:
+    """Write the resolved configuration beside what comes of it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"run_dir={str(path.parent)!r} cannot be written: {error.strerror}") from error
 
 
 def describe(config: GRPOConfig, origins: dict[str, str]) -> str:

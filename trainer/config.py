@@ -2,72 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
 
 from atroposlib.errors import ConfigError
 from atroposlib.wire.models import LatePolicy
-from trainer import config_values, deepspeed_presets
-from trainer.advantages import ADVANTAGE_SCALES, AdvantageScale
-from trainer.losses.aggregation import LOSS_AGGREGATIONS, LossAggregation
-from trainer.losses.corrections import CORRECTIONS, Correction
+from trainer import config_checks, config_values, deepspeed_presets
+from trainer.advantages import AdvantageScale
+from trainer.batch_resolver import resolve_batch
+from trainer.losses.aggregation import LossAggregation
+from trainer.losses.corrections import Correction
+from trainer.losses.divergence import KlEstimator, KlPlacement
 from trainer.losses.objectives import LOSS_TYPES, LossType
-from trainer.publication import longest_s
-from trainer.step_batch import OVERLONG, Overlong
+from trainer.refused import REFUSED
+from trainer.step_batch import Overlong
 from trainer.weight_sync.config import WeightSyncConfig
 
-_ONE_BATCH = "batch_size is sequences a step over all ranks; max_tokens_per_micro_batch bounds memory"
-_NO_DATASET = "batches come from the rollout server, not from a dataset"
-_NO_EVAL = "environments evaluate, not this trainer"
-_NO_LOGITS = "the loss is computed from logprobs of the sampled tokens"
-_NOT_OURS = "set it through DeepSpeed, or leave it"
+NOMINAL_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+"""Keys of other trainers that say batch_size in another way: see batch_resolver."""
 
-REFUSED: dict[str, str] = {
-    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"), _ONE_BATCH),
-    "num_train_epochs": "use max_steps",
-    **dict.fromkeys(
-        (
-            "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
-            "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order",
-            "remove_unused_columns", "label_names", "train_sampling_strategy", "length_column_name", "data_seed",
-            "ignore_data_skip", "include_num_input_tokens_seen",
-        ),
-        _NO_DATASET,
-    ),
-    **dict.fromkeys(
-        (
-            "do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start",
-            "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object", "batch_eval_metrics",
-            "per_device_eval_batch_size", "prediction_loss_only", "include_for_metrics", "bf16_full_eval",
-            "fp16_full_eval", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
-        ),
-        _NO_EVAL,
-    ),
-    **dict.fromkeys(
-        ("label_smoothing_factor", "average_tokens_across_devices", "use_liger_kernel", "liger_kernel_config"),
-        _NO_LOGITS,
-    ),
-    **dict.fromkeys(
-        ("fsdp", "fsdp_config", "parallelism_config", "accelerator_config", "ddp_find_unused_parameters"), _NOT_OURS
-    ),
-    "fp16": "use bf16",
-    "neftune_noise_alpha": "the policy that is trained must be the policy that was sampled",
-    "use_cache": "generation happens in the inference servers",
-    "save_only_model": "a checkpoint must be able to resume",
-    "enable_jit_checkpoint": "SIGTERM already saves a checkpoint at the end of the step",
-    "resume_from_checkpoint": "the trainer resumes from the newest whole checkpoint in output_dir by itself",
-    "local_rank": "the launcher sets it",
-    "logging_strategy": "use logging_steps; metrics.jsonl has every step in any case",
-    "logging_nan_inf_filter": "metrics.jsonl shows what happened",
-    "disable_tqdm": "one line of log a step is all there is",
-    "restore_callback_states_from_checkpoint": "there are no such callbacks",
-}  # fmt: skip
-"""Keys of transformers that would have no effect here, each with what to do instead."""
+WIDER_TYPES: dict[str, Any] = {"loss_type": Literal.__getitem__((*LOSS_TYPES, "dr_grpo"))}
+"""Options that take more than they hold once they are resolved."""
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_BATCH_SIZE = 64
 
 
 @dataclass(kw_only=True)
@@ -78,8 +43,12 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     """Folder or Hub id of the policy to train."""
     torch_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights that the optimizer updates. float32 with bf16: true is the usual mix."""
-    attn_implementation: str = "sdpa"
-    """sdpa, eager, or flash_attention_2 where it is installed."""
+    tokenizer_name_or_path: str | None = None
+    """The tokenizer that is saved beside the weights; the policy's own if absent. Nothing is tokenized here."""
+    attn_implementation: str = "auto"
+    """sdpa, eager, or flash_attention_2. auto: flash_attention_2 where it is installed and can run, else sdpa."""
+    model_init_kwargs: dict[str, Any] | None = None
+    """torch_dtype, attn_implementation, trust_remote_code and use_cache=false as trainers elsewhere take them."""
     trust_remote_code: bool = False
     """Run Python shipped with the checkpoint."""
 
@@ -99,10 +68,17 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
     """How new weights get into them."""
 
-    batch_size: int = 64
-    """Sequences (not groups) of one optimizer step, over all ranks."""
+    batch_size: int = _DEFAULT_BATCH_SIZE
+    """Sequences (not groups) of one optimizer step, over all ranks. Also train_batch_size, and the product of
+    per_device_train_batch_size, gradient_accumulation_steps and ranks; passes are cut by tokens all the same."""
+    per_device_train_batch_size: int | None = None
+    """Only says batch_size in another way; 1 once that is known."""
+    gradient_accumulation_steps: int | None = None
+    """Only says batch_size in another way; 1 once that is known."""
     group_size: int | None = None
-    """When given, environments must send groups of this size."""
+    """When given, environments must send groups of this size. Also num_generations."""
+    num_generations: int | None = None
+    """Another name of group_size."""
     max_token_len: int = -1
     """Tokens of the longest sequence that environments may send; -1 for no limit."""
     max_staleness: int = 4
@@ -120,23 +96,77 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     advantage_scale: AdvantageScale = "none"
     """none: r - mean of the group. group_std, batch_std: divided by that. loo: r - mean of the others."""
     loss_type: LossType = "ppo_clip"
-    """ppo_clip: clipped ratio to the policy at the step's start. reinforce: no clip."""
+    """ppo_clip: clipped ratio to the policy at the step's start. reinforce: no clip. cispo: capped ratio as a weight. gspo: one
+    ratio for the whole sequence. dppo: no token whose probability has moved too far. dr_grpo: ppo_clip with
+    advantage_scale=none and loss_aggregation=constant."""
     epsilon_low: float = 0.2
-    """ppo_clip: how far the ratio may fall below 1."""
+    """ppo_clip, gspo: how far the ratio may fall below 1. gspo wants about 3e-4: see recipe=gspo."""
     epsilon_high: float = 0.28
-    """ppo_clip: how far it may rise above 1."""
+    """ppo_clip, gspo: how far it may rise above 1. gspo wants about 4e-4."""
     dual_clip_c: float | None = None
     """ppo_clip: bound on the loss of an unlikely token with a negative advantage, e.g. 3."""
+    cispo_cap: float = 5.0
+    """cispo: largest weight of a token."""
+    dppo_low: float = 0.2
+    """dppo: a token with a negative advantage is left out once its probability has fallen by more than this."""
+    dppo_high: float = 0.2
+    """dppo: a token with a positive advantage is left out once its probability has risen by more than this."""
     loss_aggregation: LossAggregation = "token_mean"
     """What is averaged, over the whole batch: tokens; sequences; tokens of each prompt's group; or a constant divisor."""
     max_completion_length: int | None = None
-    """Tokens that loss_aggregation=constant divides by; needed there, and only there."""
+    """Tokens of the longest completion: what loss_aggregation=constant divides by and where overlong=soft ends, which need
+    it; and what local mode samples at most."""
     correction: Correction = "tis"
-    """tis: weigh tokens by trainer's over engine's probability, up to is_cap."""
+    """By trainer's over engine's probability. tis: weigh tokens by it, up to is_cap. mis: leave out tokens where it is outside
+    mis_low and mis_high. seq_tis, seq_mis: the same by whole sequences. bypass: measure loss_type's ratio from the engine
+    instead. none: as if both agreed."""
     is_cap: float = 2.0
+    """tis, seq_tis: largest weight."""
+    mis_low: float = 0.5
+    """mis, seq_mis: a smaller ratio gets the weight 0."""
+    mis_high: float = 5.0
+    """mis, seq_mis: a larger ratio gets the weight 0."""
     overlong: Overlong = "mask"
-    """mask: sequences cut by a length limit get no loss. keep: train them like the others."""
+    """Sequences cut by a length limit. mask: no loss. keep: train them like the others. soft: keep them, and take up to 1 off
+    the reward of every sequence for the last overlong_cache tokens below max_completion_length."""
+    overlong_cache: int | None = None
+    """overlong=soft: tokens below max_completion_length over which the reward falls by 1."""
+    unbias_log_probabilities: bool = True
+    """Divide logits by the temperature that each sequence was sampled at. False: logprobs at temperature 1."""
+    entropy_coef: float = 0.0
+    """Weight of the mean entropy of the policy, which is made larger; nats."""
 
+    num_minibatches: int = 1
+    """Optimizer steps that a batch is cut into, by whole sequences."""
+    ppo_epochs: int = 1
+    """Times that a batch is gone through."""
+
+    beta: float = 0.0
+    """Weight of the divergence from the reference policy. 0: no reference is loaded."""
+    kl_estimator: KlEstimator = "k2"
+    """With d = lp - lp_ref: k1 = d; k2 = d^2 / 2; k3 = exp(-d) - 1 + d."""
+    kl_placement: KlPlacement = "loss"
+    """loss: a term of the loss. reward: taken off the advantage of each token."""
+    ref_model_name_or_path: str | None = None
+    """The reference policy; the policy's own first weights if absent."""
+    sync_ref_model: bool = False
+    """Move the reference towards the policy every ref_model_sync_steps."""
+    ref_model_mixup_alpha: float = 0.9
+    """sync_ref_model: reference = alpha * policy + (1 - alpha) * reference."""
+    ref_model_sync_steps: int = 64
+    """sync_ref_model: steps between two moves."""
+    offload_untrained_models: bool = False
+    """Keep the reference's weights in host memory between its uses."""
+
+    distill_coef: float = 0.0
+    """Weight of the divergence from the teacher whose top tokens a group brings along."""
+    distill_beta: float = 0.5
+    """gkd_mode=jsd: 0 is KL(teacher || policy), 1 is KL(policy || teacher), between them the mixture of both."""
+    gkd_mode: Literal["jsd", "policy_gradient"] = "jsd"
+    """jsd: divergence over the teacher's top tokens. policy_gradient: the sampled token's log-ratio as an advantage."""
+
+    pack: bool = True
+    """Lay sequences end to end in one pass. False: one sequence a pass, for comparisons."""
     max_tokens_per_micro_batch: int = 4096
     """Tokens of one forward and backward pass; a longer sequence gets a pass of its own."""
     logprob_chunk_size: int = 256
@@ -157,6 +187,13 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     deepspeed: dict[str, Any] | str | None = None
     """zero1, zero2, zero3, zero3_offload, a file, or the configuration itself."""
 
+    log_completions: bool = False
+    """Send a sample of decoded completions to the sinks of report_to."""
+    save_completions_probability: float | None = None
+    """Share of completions that is written into the run's folder."""
+    activate_debugging_logs: bool = False
+    """Log more of what the trainer does."""
+
     max_steps: int = 200
     learning_rate: float = 1e-6
     lr_scheduler_type: str = "constant_with_warmup"
@@ -171,29 +208,29 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     project: str = "atropos"
 
     def __post_init__(self) -> None:
-        self._check()
+        self._resolve_names()
+        self._resolve_batch()
+        config_checks.check(self)
         if self.run_name is None:
             self.run_name = Path(self.run_dir).resolve().name
         if self.output_dir is None:
             self.output_dir = str(self.checkpoints_dir)
-        if self.report_to is None:
-            self.report_to = []
         self.disable_tqdm = True
         self.remove_unused_columns = False
         self.ignore_data_skip = True
         self.ddp_find_unused_parameters = False
-        # One item of our stream is one optimizer step; how it is cut into passes is packing's business.
-        self.per_device_train_batch_size = 1
-        self.gradient_accumulation_steps = 1
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
+        self.attn_implementation = config_checks.attention(self.attn_implementation, has_cuda=torch.cuda.is_available())
         deepspeed_presets.name_accelerator(has_accelerator=not self.use_cpu)
         if self.deepspeed:
-            self.deepspeed = _deepspeed_config(self.deepspeed)
+            self.deepspeed = deepspeed_config(self.deepspeed, self.max_grad_norm)
             deepspeed_presets.name_ranks()
             if self.use_cpu:
                 deepspeed_presets.use_gloo_alone()
         super().__post_init__()
-        self._check_deadlines()
+        config_checks.check_deadlines(self)
+        for doubt in config_checks.doubts(self):
+            log.warning("%s", doubt)
 
     @property
     def sends_adapter(self) -> bool:
@@ -213,132 +250,66 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
         """Whether a sink of transformers, e.g. wandb, gets the metrics too."""
         return sink in (self.report_to or [])
 
-    def _check(self) -> None:
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} must be at least {least}, is {value}")
-        for name, allowed in _ONE_OF.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, is {getattr(self, name)!r}")
-        for name in ("temperature", "learning_rate", "batch_deadline_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be over 0, is {getattr(self, name)}")
-        if self.group_size is not None and self.batch_size % self.group_size:
-            raise ConfigError(
-                f"batch_size={self.batch_size} is no multiple of group_size={self.group_size}; a group is never split"
-            )
-        if (self.loss_aggregation == "constant") != (self.max_completion_length is not None):
-            raise ConfigError("loss_aggregation=constant and max_completion_length go together: give both or neither")
-        self._check_adapter()
-        for url in self.inference_servers:
-            if not url.startswith(("http://", "https://")) or url.rstrip("/").endswith("/v1"):
-                raise ConfigError(
-                    f"inference_servers: {url!r} should be a base URL such as http://127.0.0.1:8001, without /v1"
-                )
-        if not self.model_name_or_path:
-            raise ConfigError(
-                "model_name_or_path is missing; give the policy's folder, e.g. model_name_or_path=models/NAME"
-            )
-        if _looks_like_path(self.model_name_or_path) and not Path(self.model_name_or_path).expanduser().is_dir():
-            raise ConfigError(
-                f"model_name_or_path={self.model_name_or_path!r} does not exist (looked in {Path.cwd()})\n"
-                "hint: give a folder with config.json and model.safetensors, or the id of a model on the Hub"
-            )
+    def _resolve_names(self) -> None:
+        """Options that stand for others."""
+        self.group_size = _same("group_size", self.group_size, "num_generations", self.num_generations)
+        self.num_generations = self.group_size
+        for name, value in config_checks.from_model_init(self.model_init_kwargs or {}).items():
+            default = type(self).__dataclass_fields__[name].default
+            setattr(self, name, _same(name, _unless(getattr(self, name), default), f"model_init_kwargs.{name}", value))
+        if str(self.loss_type) == "dr_grpo":
+            self._resolve_dr_grpo()
+        if isinstance(self.report_to, str):
+            self.report_to = [self.report_to]
+        # metrics.jsonl is written in any case.
+        self.report_to = [sink for sink in self.report_to or [] if sink not in ("jsonl", "none")]
 
-    def _check_adapter(self) -> None:
-        defaults = {f.name: f.default for f in fields(GRPOConfig) if f.name.startswith("lora_")}
-        given = [name for name, default in defaults.items() if getattr(self, name) != default]
-        if self.weight_sync.transport == "lora" and not self.use_peft:
-            raise ConfigError("weight_sync.transport=lora sends an adapter: give use_peft=true, or another transport")
-        if self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
-            raise ConfigError(
-                f"lora_alpha must be over 0 and lora_dropout in [0, 1), are {self.lora_alpha} and {self.lora_dropout}"
-            )
-        if self.lora_target_modules == []:
-            raise ConfigError("lora_target_modules is empty; name layers, e.g. [q_proj, v_proj], or leave it for all")
-        if given and not self.use_peft:
-            raise ConfigError(f"{given[0]} is an option of LoRA: give use_peft=true as well, or leave it")
+    def _resolve_batch(self) -> None:
+        sizes = resolve_batch(
+            batch_size=_unless(self.batch_size, _DEFAULT_BATCH_SIZE),
+            per_device=self.per_device_train_batch_size,
+            accumulation=self.gradient_accumulation_steps,
+            ranks=int(os.environ.get("WORLD_SIZE", "1")),
+            group_size=self.group_size,
+            default=_DEFAULT_BATCH_SIZE,
+        )
+        self.batch_size = sizes.batch_size
+        # One item of our stream is one optimizer step; how it is cut into passes is packing's business.
+        self.per_device_train_batch_size = 1
+        self.gradient_accumulation_steps = 1
 
-    def _check_deadlines(self) -> None:
-        """The other ranks wait in a collective while rank 0 waits for a batch or publishes."""
-        needed_s = self.batch_deadline_s + longest_s(self.weight_sync.timeout_s)
-        if self.world_size > 1 and self.ddp_timeout <= needed_s:
+    def _resolve_dr_grpo(self) -> None:
+        if self.advantage_scale != "none" or self.loss_aggregation not in ("token_mean", "constant"):
             raise ConfigError(
-                f"ddp_timeout={self.ddp_timeout} is too short: the other ranks may wait for rank 0 for {needed_s:.0f} s, "
-                f"which follows from batch_deadline_s and weight_sync.timeout_s; give ddp_timeout={needed_s + 60:.0f}"
+                f"loss_type=dr_grpo means advantage_scale=none and loss_aggregation=constant, not {self.advantage_scale} "
+                f"and {self.loss_aggregation}: leave both, or give loss_type=ppo_clip"
             )
+        self.loss_type, self.loss_aggregation = "ppo_clip", "constant"
 
 
-_AT_LEAST = {
-    "batch_size": 1, "group_size": 1, "max_token_len": -1, "max_staleness": 0, "prefetch": 0, "epsilon_low": 0,
-    "epsilon_high": 0, "dual_clip_c": 1, "max_completion_length": 1, "is_cap": 1, "max_tokens_per_micro_batch": 1,
-    "logprob_chunk_size": 1, "max_steps": 1, "logging_steps": 1, "save_steps": 1, "save_total_limit": 2,
-    "warmup_steps": 0, "max_grad_norm": 0, "lora_r": 1,
-}  # fmt: skip
-_ONE_OF: dict[str, Sequence[str]] = {
-    "advantage_scale": ADVANTAGE_SCALES,
-    "loss_type": LOSS_TYPES,
-    "loss_aggregation": LOSS_AGGREGATIONS,
-    "correction": CORRECTIONS,
-    "overlong": OVERLONG,
-    "late_policy": get_args(LatePolicy),
-    "torch_dtype": ("float32", "bfloat16"),
-    "save_strategy": ("steps", "no"),
-}
+def _same(name: str, value: Any, other_name: str, other: Any) -> Any:
+    """The value that one or both of two names of an option have."""
+    if value is not None and other is not None and value != other:
+        raise ConfigError(f"{name}={value} and {other_name}={other} are the same option: give one of them")
+    return other if value is None else value
+
+
+def _unless(value: Any, default: Any) -> Any:
+    """The value, or None where it is the default."""
+    return None if value == default else value
 
 
 GROUPS = {"weight_sync": [f.name for f in fields(WeightSyncConfig)]}
 """Keys that hold further keys."""
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> GRPOConfig:
-    """Parse and check a configuration.
-
-    Args:
-        path: YAML file, or None for the defaults.
-        overrides: key=value, which win over the file. Values are YAML; 1e-6 is a number.
-    Raises:
-        ConfigError: unknown key (with the nearest one), wrong type, impossible value, missing model folder.
-    """
-    config, _ = load_config_with_origins(path, overrides)
-    return config
-
-
-def load_config_with_origins(
-    path: str | Path | None, overrides: Sequence[str] = ()
-) -> tuple[GRPOConfig, dict[str, str]]:
-    """As load_config; also says for each key that was set, dotted inside a group, where it comes from."""
-    hints = get_type_hints(GRPOConfig)
-    known = [f.name for f in fields(GRPOConfig) if f.init]
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    plain: dict[str, Any] = {}
-    sources = [] if path is None else [(str(path), config_values.read_file(Path(path)))]
-    sources.append(("the command line", config_values.read_overrides(overrides)))
-    for source, given in sources:
-        config_values.check_keys(given, known=known, refused=REFUSED, groups=GROUPS, source=source)
-        for key, value in config_values.merged(plain, given).items():
-            if key in given:
-                values[key] = config_values.coerce(key, value, hints[key], source=source)
-        origins |= dict.fromkeys(config_values.leaves(given, GROUPS), source)
-        plain = config_values.merged(plain, given)
-    try:
-        return GRPOConfig(**values), origins
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"impossible configuration: {error}") from error
-
-
 def settable_keys() -> list[str]:
     """Every key that a file or an override may set."""
-    return [f.name for f in fields(GRPOConfig) if f.init and f.name not in REFUSED]
+    without = {*REFUSED, *NOMINAL_BATCH, "num_generations"}
+    return [f.name for f in fields(GRPOConfig) if f.init and f.name not in without]
 
 
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name.split("/")[0]).is_dir()
-
-
-def _deepspeed_config(value: str | dict[str, Any]) -> dict[str, Any]:
+def deepspeed_config(value: str | dict[str, Any], max_grad_norm: float) -> dict[str, Any]:
     """A preset's name, a YAML or JSON file, or the dict itself."""
     if isinstance(value, str) and value in deepspeed_presets.PRESETS:
         config = deepspeed_presets.preset(value)
@@ -350,4 +321,8 @@ def _deepspeed_config(value: str | dict[str, Any]) -> dict[str, Any]:
         config = config_values.read_file(Path(value))
     else:
         config = value
+    if isinstance(config.get("deepspeed_config"), dict):
+        # A file of accelerate.
+        config = deepspeed_presets.from_accelerate(config["deepspeed_config"])
+    deepspeed_presets.check_clipping(config, max_grad_norm)
     return config

@@ -8,7 +8,7 @@ import inspect
 import itertools
 import re
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from atroposlib.errors import ConfigError
+
+_KEY = re.compile(r"\+{0,2}(override )?/?[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(@_global_)?")
 
 
 class _Loader(yaml.SafeLoader):
@@ -48,86 +50,34 @@ def read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """The keys of `key=value` arguments; values are YAML.
+def read_override(override: str) -> tuple[str, Any]:
+    """Key and value of one `key=value` argument; the value is YAML.
 
     Raises:
-        ConfigError: an argument is no key=value.
+        ConfigError: it is no key=value.
     """
-    values: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        *groups, name = key.split(".")
-        if not equals or not all(part.isidentifier() for part in (*groups, name)):
-            raise ConfigError(f"{override!r} is not key=value, e.g. learning_rate=1e-6 or weight_sync.transport=disk")
-        place = values
-        for group in groups:
-            place = place.setdefault(group, {})
-        try:
-            place[name] = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from error
-    return values
+    key, equals, text = override.partition("=")
+    if not equals or not _KEY.fullmatch(key):
+        raise ConfigError(f"{override!r} is not key=value, e.g. learning_rate=1e-6 or weight_sync.transport=disk")
+    try:
+        return key, yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        # A reference is a mapping to YAML.
+        if "${" in text:
+            return key, text
+        raise ConfigError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with those of `over`, group by group."""
-    both = dict(values)
-    for key, value in over.items():
-        is_group = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
-        both[key] = merged(both[key], value) if is_group else value
-    return both
-
-
-def check_keys(
-    values: Mapping[str, Any],
-    *,
-    known: Collection[str],
-    refused: Mapping[str, str],
-    groups: Mapping[str, Collection[str]],
-    source: str,
-) -> None:
-    """Refuse keys that are misspelt, or that would have no effect.
-
-    Args:
-        refused: keys that transformers knows and this trainer does not use, with what to do instead.
-        groups: the keys of each known key that holds further ones.
-        source: where the values come from, for the message.
-    Raises:
-        ConfigError: names the key and the nearest one that exists.
-    """
-    for key, value in values.items():
-        if key in refused:
-            raise ConfigError(f"key {key!r} in {source} has no use in this trainer: {refused[key]}")
-        if key not in known:
-            # It may be a key of a group, given without the group.
-            group = next((group for group, names in groups.items() if key in names), None)
-            near = f"{group}.{key}" if group else _nearest(key, set(known) - set(refused))
-            raise _unknown(key, near, source)
-        for name in value if key in groups and isinstance(value, Mapping) else ():
-            if name not in groups[key]:
-                near = _nearest(name, groups[key])
-                raise _unknown(f"{key}.{name}", near and f"{key}.{near}", source)
-
-
-def _nearest(key: str, names: Collection[str]) -> str | None:
+def nearest(key: str, names: Collection[str]) -> str | None:
     """The name that was probably meant."""
     near = difflib.get_close_matches(key, sorted(names), n=1, cutoff=0.6)
     return near[0] if near else None
 
 
-def _unknown(key: str, near: str | None, source: str) -> ConfigError:
+def unknown(key: str, near: str | None, source: str) -> ConfigError:
+    """The error for a key that does not exist."""
     hint = f"; did you mean {near!r}?" if near else "; see --print-config for all keys"
     return ConfigError(f"unknown key {key!r} in {source}{hint}")
-
-
-def leaves(values: Mapping[str, Any], groups: Collection[str]) -> list[str]:
-    """The keys that were given, those inside groups dotted."""
-    return [
-        leaf
-        for key, value in values.items()
-        for leaf in ([f"{key}.{name}" for name in value] if key in groups and isinstance(value, Mapping) else [key])
-    ]
 
 
 def attribute_docs(cls: type) -> dict[str, str]:
@@ -145,9 +95,11 @@ def attribute_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def coerce(key: str, value: Any, hint: Any, *, source: str) -> Any:
+def coerce(key: str, value: Any, hint: Any, *, source_of: Callable[[str], str]) -> Any:
     """The value as the type of its field.
 
+    Args:
+        source_of: where the value of a dotted key comes from, for the message.
     Raises:
         ConfigError: it is none.
     """
@@ -157,4 +109,4 @@ def coerce(key: str, value: Any, hint: Any, *, source: str) -> Any:
         first = error.errors()[0]
         where = ".".join([key, *map(str, first["loc"])])
         problem = first["msg"].removeprefix("Input should be ")
-        raise ConfigError(f"{where} in {source} should be {problem}, is {first['input']!r}") from error
+        raise ConfigError(f"{where} in {source_of(where)} should be {problem}, is {first['input']!r}") from error

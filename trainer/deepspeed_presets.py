@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import warnings
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
+
+from atroposlib.errors import ConfigError
 
 PRESETS = ("zero1", "zero2", "zero3", "zero3_offload")
 
@@ -24,6 +27,13 @@ _SIZED_BY_MODEL = {
     "stage3_prefetch_bucket_size": "auto",
     "stage3_param_persistence_threshold": "auto",
 }
+_COMMON: dict[str, Any] = {
+    "zero_allow_untested_optimizer": True,
+    # DeepSpeed's own CPU optimizer is faster, and is compiled first: that needs a compiler on every host.
+    "zero_force_ds_cpu_optimizer": False,
+    "steps_per_print": 2**31 - 1,
+    "wall_clock_breakdown": False,
+}
 _ON_HOST = {"device": "cpu", "pin_memory": False}
 
 
@@ -38,15 +48,7 @@ def preset(name: str) -> dict[str, Any]:
     """
     if name not in PRESETS:
         raise KeyError(name)
-    return {
-        **_FILLED_IN,
-        "zero_optimization": _zero_optimization(name),
-        "zero_allow_untested_optimizer": True,
-        # DeepSpeed's own CPU optimizer is faster, and is compiled first: that needs a compiler on every host.
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**31 - 1,
-        "wall_clock_breakdown": False,
-    }
+    return {**_FILLED_IN, **_COMMON, "zero_optimization": _zero_optimization(name)}
 
 
 def _zero_optimization(name: str) -> dict[str, Any]:
@@ -57,6 +59,66 @@ def _zero_optimization(name: str) -> dict[str, Any]:
     if name.endswith("_offload"):
         values |= {"offload_param": _ON_HOST, "offload_optimizer": _ON_HOST}
     return values
+
+
+ACCELERATE_KEYS = (
+    "zero_stage", "gradient_accumulation_steps", "gradient_clipping", "offload_optimizer_device", "offload_param_device",
+    "zero3_init_flag", "zero3_save_16bit_model", "deepspeed_multinode_launcher",
+)  # fmt: skip
+"""Of the block deepspeed_config of a file of accelerate."""
+
+
+def from_accelerate(block: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that accelerate would make of the block deepspeed_config of its file.
+
+    Loading and saving split weights is ours, so zero3_init_flag and zero3_save_16bit_model change nothing.
+
+    Raises:
+        ConfigError: a key that is none, or an impossible value.
+    """
+    for key in block:
+        if key not in ACCELERATE_KEYS:
+            raise ConfigError(
+                f"deepspeed_config.{key} is no key of accelerate's file; it has: {', '.join(ACCELERATE_KEYS)}"
+            )
+    stage = block.get("zero_stage", 1)
+    devices = {kind: block.get(f"offload_{kind}_device", "none") for kind in ("optimizer", "param")}
+    _check_accelerate(block, stage, devices)
+    zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, **(_SIZED_BY_MODEL if stage == 3 else {})}
+    zero |= {f"offload_{kind}": _ON_HOST for kind, device in devices.items() if device == "cpu"}
+    clipping = block.get("gradient_clipping", "auto")
+    return {**_FILLED_IN, **_COMMON, "gradient_clipping": clipping, "zero_optimization": zero}
+
+
+def _check_accelerate(block: Mapping[str, Any], stage: Any, devices: Mapping[str, Any]) -> None:
+    if stage not in (0, 1, 2, 3):
+        raise ConfigError(f"deepspeed_config.zero_stage must be 0, 1, 2 or 3, is {stage!r}")
+    for kind, device in devices.items():
+        if device not in ("none", "cpu"):
+            raise ConfigError(f"deepspeed_config.offload_{kind}_device must be none or cpu, is {device!r}")
+    only_stage_3 = [key for key in ("zero3_init_flag", "zero3_save_16bit_model") if block.get(key)]
+    if devices["param"] == "cpu":
+        only_stage_3.append("offload_param_device")
+    if only_stage_3 and stage != 3:
+        raise ConfigError(f"deepspeed_config.{only_stage_3[0]} needs zero_stage=3, which is {stage}")
+    if block.get("gradient_accumulation_steps", 1) not in (1, "auto"):
+        raise ConfigError(
+            f"deepspeed_config.gradient_accumulation_steps={block['gradient_accumulation_steps']}: the passes of a step follow "
+            "from max_tokens_per_micro_batch; remove it there, and give batch_size"
+        )
+
+
+def check_clipping(config: Mapping[str, Any], max_grad_norm: float) -> None:
+    """Refuse two different bounds of the gradient's norm.
+
+    Raises:
+        ConfigError: names both.
+    """
+    clipping = config.get("gradient_clipping", "auto")
+    if clipping not in ("auto", max_grad_norm):
+        raise ConfigError(
+            f"gradient_clipping={clipping} of deepspeed contradicts max_grad_norm={max_grad_norm}: remove it there"
+        )
 
 
 def zero_stage(config: dict[str, Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def publisher_for(config: GRPOConfig, policy: PackedPolicy, *, dtype: torch.dtyp
         config.inference_servers,
         config.weight_sync,
         dtype=dtype,
-        folder=config.weights_dir,
+        folder=Path(config.run_dir) / "weights",
         model_folder=config.model_name_or_path,
         has_cuda=config.device.type == "cuda",
         adapter=adapter_config(policy.lm) if config.sends_adapter else None,

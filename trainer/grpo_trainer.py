@@ -8,53 +8,63 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, set_seed
 
-from atroposlib.client import RolloutClient
-from atroposlib.errors import AtroposError, ServerUnreachableError
-from atroposlib.wire.models import RunInfo, RunRequest
-from trainer import checkpoints, deepspeed_presets
+from atroposlib.errors import AtroposError, ConfigError, ServerUnreachableError
+from atroposlib.wire.columns import Group
+from atroposlib.wire.models import RunInfo
+from trainer import checkpoints, deepspeed_presets, engine_link, run_setup
 from trainer.batch_stream import BatchStream, Client
 from trainer.config import GRPOConfig
 from trainer.errors import TrainerError
 from trainer.ledger import JsonLines, TrainerLedger
 from trainer.logprobs import PackedPolicy
-from trainer.lora import adapter_config, load_adapter, options_of
-from trainer.losses.corrections import CorrectionRule, correction_weights
-from trainer.losses.objectives import Objective, token_losses
+from trainer.lora import load_adapter
 from trainer.metrics import TokenFigures, TokenSums, batch_metrics
-from trainer.micro_batch import MicroBatch, RankShare, share_of_rank
-from trainer.policy_model import PolicySaver, build_policy, load_policy, prepare_partitioned
+from trainer.micro_batch import RankShare, share_of_rank
+from trainer.policy_model import PolicySaver, prepare_partitioned
 from trainer.publication import Publication, Publisher, is_published
-from trainer.step_batch import build_step_batch
+from trainer.reference import AdapterOff, OwnCopy, own_policy, reference_of
+from trainer.step_batch import StepBatch, build_step_batch
 from trainer.step_clock import StepClock
+from trainer.step_guard import StepGuard
+from trainer.step_loss import rule_of
+from trainer.step_passes import StepPasses
 from trainer.tracking import prepare_tracking
 from trainer.weight_sync.sources import WeightSource, full_numel, has_adapter, is_partitioned, weight_source
 from trainer.weight_sync.transports.base import NamedWeights
 
 log = logging.getLogger(__name__)
 
-ENGINE_DTYPE = torch.bfloat16
-"""What weights are converted to on their way into the engines."""
+Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None]
 
 
 class GRPOTrainer(Trainer):  # type: ignore[misc]
     """Trains a policy with GRPO on the batches of a rollout server.
 
+    Batches come from environments, and they evaluate: this class has no data loader and no evaluation loop of its own.
+    Override on_epoch_begin, on_step_end and on_evaluate as those of a transformers.TrainerCallback; what they raise ends
+    the run.
+
     Args:
-        config: every option.
-        lm: a causal language model that is already in memory, instead of config.model_name_or_path.
+        config, args: every option, under either name.
+        model: a causal language model in memory, or its name; None for config.model_name_or_path.
+        ref_model: the same for the reference policy, instead of config.ref_model_name_or_path.
+        tokenizer, processing_class: saved with the model, under either name; the model folder's own if absent.
+        compute_metrics: further figures of each step's batch, for the metrics; called on rank 0.
+        callbacks: of transformers.
+        optimizers: an optimizer and a schedule, each instead of what config names; None for that.
         connect: makes the client of the rollout server, instead of a RolloutClient from the config.
         publisher: brings weights to the engines, instead of a WeightPublisher for config.inference_servers.
-        optimizer: instead of the one that config names.
+    Raises:
+        ConfigError: two names of one thing were given different values, or the model cannot be trained here.
     """
 
     args: GRPOConfig
@@ -62,44 +72,68 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        config: GRPOConfig,
+        config: GRPOConfig | None = None,
         *,
-        lm: Any = None,
+        args: GRPOConfig | None = None,
+        model: Any = None,
+        ref_model: Any = None,
+        tokenizer: Any = None,
+        processing_class: Any = None,
+        compute_metrics: Callable[[StepBatch], Mapping[str, float]] | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        optimizers: Optimizers = (None, None),
         connect: Callable[[], Client] | None = None,
         publisher: Publisher | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
+        config = run_setup.resolve_config(config, args, model)
+        if tokenizer is not None and processing_class is not None and tokenizer is not processing_class:
+            raise ConfigError("tokenizer and processing_class are two names of one thing: give one of them")
         prepare_tracking(config)
         if config.deepspeed:
             deepspeed_presets.meet_ranks(on_cpu=config.use_cpu, timeout_s=config.ddp_timeout)
         # A fresh adapter is random.
         set_seed(config.seed)
-        policy = (
-            load_policy(
-                config.model_name_or_path,
-                torch_dtype=config.torch_dtype,
-                attn_implementation=config.attn_implementation,
-                trust_remote_code=config.trust_remote_code,
-                logprob_chunk_size=config.logprob_chunk_size,
-                lora=options_of(config),
-            )
-            if lm is None
-            else build_policy(lm, logprob_chunk_size=config.logprob_chunk_size, lora=options_of(config))
+        policy = run_setup.policy_of(config, model)
+        # Now: a resumed run's policy is not what it was at first.
+        self._own_reference = own_policy(config, policy, ref_model)
+        super().__init__(
+            model=policy,
+            args=config,
+            processing_class=tokenizer if tokenizer is not None else processing_class,
+            callbacks=[_Hooks(self), *callbacks],
+            optimizers=optimizers,
         )
-        super().__init__(model=policy, args=config, callbacks=[_Hooks(self)], optimizers=(optimizer, None))
         self.remove_callback(PrinterCallback)
-        self._connect = connect or self._rollout_client
+        self._connect = connect or run_setup.rollout_client(config)
         self._publisher = publisher
-        # A model that came in memory has no folder whose tokenizer belongs to it.
-        tokenizer_name = config.model_name_or_path if lm is None else None
-        self._saver = PolicySaver(tokenizer_name, trust_remote_code=config.trust_remote_code)
+        self._saver = self._policy_saver(is_named=model is None or isinstance(model, str))
         self._run_dir = Path(config.run_dir)
+        self._rule = rule_of(config)
+        self._figures_of_batch = compute_metrics
         self._stop_reason: str | None = None
         self._saved_step = 0
         self._clock = StepClock()
+        self._guard = StepGuard(is_deepspeed=self.is_deepspeed_enabled)
         self._share: RankShare | None = None
         self._figures: TokenFigures | None = None
         self._metrics: dict[str, Any] = {}
+
+    def _policy_saver(self, *, is_named: bool) -> PolicySaver:
+        # A model that came in memory has no folder whose tokenizer belongs to it.
+        is_wanted = is_named and self.processing_class is None
+        name = (self.args.tokenizer_name_or_path or self.args.model_name_or_path) if is_wanted else None
+        return PolicySaver(name, trust_remote_code=self.args.trust_remote_code)
+
+    # Override points
+
+    def on_epoch_begin(self, args: GRPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Called when training begins: batches that come from a server know one epoch."""
+
+    def on_step_end(self, args: GRPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Called after each optimizer step of the run, before its batch is acknowledged."""
+
+    def on_evaluate(self, args: GRPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Called after an evaluation; kwargs["metrics"] has its figures."""
 
     # The run, from start to end
 
@@ -111,6 +145,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         """
         config = self.args
         found = checkpoints.last_complete(config.checkpoints_dir)
+        self._resumed_from = found[0] if found else None
         self._saved_step = found[1] if found else 0
         self._stream = BatchStream(
             self._connect,
@@ -125,7 +160,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             if self.is_world_process_zero():
                 self._writers = (JsonLines(self._run_dir / "metrics.jsonl"), TrainerLedger(self._run_dir))
                 self._save_config()
-            output = super().train(resume_from_checkpoint=str(found[0]) if found else None)
+            output = super().train(resume_from_checkpoint=str(self._resumed_from) if self._resumed_from else None)
             self._finish()
             return output
         except ServerUnreachableError as error:
@@ -145,7 +180,19 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         if is_partitioned(self.model):
             prepare_partitioned(self.model, self.args.device)
         self._engine_weights: WeightSource = weight_source(
-            self.model, is_rank_0=self.is_world_process_zero(), dtype=ENGINE_DTYPE, adapter_only=self.args.sends_adapter
+            self.model,
+            is_rank_0=self.is_world_process_zero(),
+            dtype=run_setup.ENGINE_DTYPE,
+            adapter_only=self.args.sends_adapter,
+        )
+        self._reference = self._make_reference()
+        self._passes = StepPasses(
+            self.accelerator,
+            self._rule,
+            device=self.args.device,
+            ranks=self.args.world_size,
+            is_deepspeed=self.is_deepspeed_enabled,
+            reference=self._reference,
         )
         info = self._open_run()
         step = self.state.global_step
@@ -162,18 +209,31 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             self._start_publication(step, weights)
         log.info("run %s: step %d of %d", info.run_name, step, self.args.max_steps)
 
+    def _make_reference(self) -> AdapterOff | OwnCopy | None:
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        reference = reference_of(
+            self.args, self.model, self._own_reference, deepspeed_config=plugin and plugin.deepspeed_config
+        )
+        if self._resumed_from is not None and self.args.sync_ref_model and isinstance(reference, OwnCopy):
+            reference.load(self._resumed_from)
+        return reference
+
     def _start_publication(self, step: int, weights: NamedWeights) -> None:
         self._publication = Publication(
-            self._publisher or self._weight_publisher(),
+            self._publisher or self._engine_publisher(),
             announce=self._stream.publish_policy,
             engine_version=self._engine_version,
         )
         self._publication.start(step, weights)
 
+    def _engine_publisher(self) -> Publisher | None:
+        tokenizer = self._saver.tokenizer or self.processing_class
+        return engine_link.publisher_for(self.args, self.model, dtype=run_setup.ENGINE_DTYPE, tokenizer=tokenizer)
+
     def _gather(self, version: int) -> NamedWeights:
         """The weights for a publication, on rank 0. Every rank calls this, before rank 0 sends anything."""
-        has_engines = self._publisher is not None or bool(self.args.inference_servers)
-        if not has_engines or not is_published(version, engine_version=self._engine_version):
+        publishes = self._publisher is not None or engine_link.has_engines(self.args)
+        if not publishes or not is_published(version, engine_version=self._engine_version):
             return ()
         return self._engine_weights.gather() or ()
 
@@ -182,8 +242,10 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         step = self.state.global_step
         self._saved_step = step
+        folder = self.args.checkpoints_dir / f"checkpoint-{step}"
+        if self.args.sync_ref_model and isinstance(self._reference, OwnCopy):
+            self._reference.save(folder, is_writer=self.args.should_save)
         if self.is_world_process_zero():
-            folder = self.args.checkpoints_dir / f"checkpoint-{step}"
             checkpoints.mark_complete(folder, step=step, run_name=str(self.args.run_name))
             self._stream.commit(step)
 
@@ -205,7 +267,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         answer: list[RunInfo | AtroposError | None] = [None]
         if self.is_world_process_zero():
             try:
-                answer = [self._stream.open_run(self._run_request())]
+                answer = [self._stream.open_run(run_setup.run_request(self.args, start_step=self.state.global_step))]
             except AtroposError as error:
                 answer = [error]
         if self.args.world_size > 1:
@@ -214,46 +276,6 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         if not isinstance(info, RunInfo):
             raise info if info is not None else TrainerError("rank 0 sent no run")
         return info
-
-    def _run_request(self) -> RunRequest:
-        config = self.args
-        return RunRequest(
-            run_name=str(config.run_name),
-            batch_size=config.batch_size,
-            max_staleness=config.max_staleness,
-            late_policy=config.late_policy,
-            max_token_len=config.max_token_len,
-            num_steps=config.max_steps,
-            start_step=self.state.global_step,
-            group_size=config.group_size,
-            model_name=config.model_name_or_path,
-            checkpoint_dir=str(config.output_dir),
-            save_checkpoint_interval=int(config.save_steps),
-            wandb_project=config.project if config.reports_to("wandb") else None,
-        )
-
-    def _rollout_client(self) -> Client:
-        config = self.args
-        # A rollout server that restarts is waited for as long as a batch is.
-        return RolloutClient(
-            config.rollout_server_url, deadline_s=config.batch_deadline_s, token=config.rollout_server_token
-        )
-
-    def _weight_publisher(self) -> Publisher | None:
-        if not self.args.inference_servers:
-            return None
-        from trainer.weight_sync.connect import connect
-
-        config = self.args
-        return connect(
-            config.inference_servers,
-            config.weight_sync,
-            dtype=ENGINE_DTYPE,
-            folder=self._run_dir / "weights",
-            model_folder=config.model_name_or_path,
-            has_cuda=config.device.type == "cuda",
-            adapter=adapter_config(self.model.lm) if config.sends_adapter else None,
-        )
 
     def _save_config(self) -> None:
         from trainer.cli import describe
@@ -290,6 +312,9 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         if groups is None:
             return None
         self._clock.start("train")
+        return self._share_of(step, groups)
+
+    def _share_of(self, step: int, groups: Sequence[Group]) -> RankShare:
         config = self.args
         batch = build_step_batch(
             step,
@@ -297,17 +322,25 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             advantage_scale=config.advantage_scale,
             overlong=config.overlong,
             temperature=config.temperature,
+            unbias_log_probabilities=config.unbias_log_probabilities,
+            max_completion_length=config.max_completion_length,
+            overlong_cache=config.overlong_cache,
         )
         batch.check_staleness(config.max_staleness)
         return share_of_rank(
             batch,
             rank=config.process_index,
             ranks=config.world_size,
-            max_tokens=config.max_tokens_per_micro_batch,
+            # One sequence a pass: none fits beside another.
+            max_tokens=config.max_tokens_per_micro_batch if config.pack else 1,
             hidden_size=self.model.config.get_text_config().hidden_size,
             aggregation=config.loss_aggregation,
             max_completion_length=config.max_completion_length,
-            shares_prompts=self.model.shares_prompts,
+            shares_prompts=config.pack and self.model.shares_prompts,
+            num_minibatches=config.num_minibatches,
+            seed=config.seed,
+            skips_zero_advantages=self._rule.skips_zero_advantages(batch),
+            has_teacher=self._rule.has_teacher(batch),
         )
 
     def floating_point_ops(self, inputs: RankShare) -> int:
@@ -318,77 +351,52 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
     # One step
 
     def training_step(self, model: Any, inputs: RankShare, num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward over the share's micro batches; gradients are synchronised once, with the last.
+        """Every pass over the batch, and all its optimizer steps but the last, which is transformers' own.
 
         Returns:
             The loss of the whole batch, the same on every rank.
         """
-        model.train()
         sums = TokenSums(self.args.device)
-        last = len(inputs.micro_batches) - 1
-        for i, micro_batch in enumerate(inputs.micro_batches):
-            self.accelerator.gradient_state._set_sync_gradients(i == last)
-            with self._gradient_sync(model, is_last=i == last):
-                loss = self._micro_loss(model, micro_batch.to(self.args.device), sums)
-                # Ranks average their gradients; our loss is already a share of the whole batch's.
-                self._backward(loss * self.args.world_size)
+        steps = len(inputs.minibatches) * self.args.ppo_epochs
+        minibatches = self._passes.prepared(model, inputs, optimizer_steps=steps)
+        self._guard.start()
+        for i in range(steps):
+            self._passes.accumulate(model, minibatches[i % len(minibatches)], sums)
+            if i < steps - 1:
+                self._inner_optimizer_step(model)
         if self._stop_reason is not None:
             sums.ask_to_stop()
-        self._share, self._figures = inputs, sums.gathered()
+        self._share, self._figures = inputs, sums.gathered(optimizer_steps=steps)
         return torch.tensor(self._figures.loss, device=self.args.device)
 
-    def _gradient_sync(self, model: Any, *, is_last: bool) -> AbstractContextManager[Any]:
-        # DeepSpeed is told by the accumulation boundary, which accelerate sets from gradient_state.
-        if is_last or self.is_deepspeed_enabled:
-            return nullcontext()
-        context: AbstractContextManager[Any] = self.accelerator.no_sync(model)
-        return context
+    def _inner_optimizer_step(self, model: Any) -> None:
+        grad_norm = self._clip_grad_norm(model) if self.args.max_grad_norm > 0 else None
+        self._guard.check(super()._get_grad_norm(model, grad_norm), model, self.accelerator)
+        self.optimizer.step()
+        model.zero_grad()
 
-    def _backward(self, loss: Tensor) -> None:
-        # scale_wrt_gas=False: DeepSpeed would divide by its own idea of accumulation.
-        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
-
-    def _micro_loss(self, model: Any, micro: MicroBatch, sums: TokenSums) -> Tensor:
-        config = self.args
-        logprobs_M, entropies_M = model(
-            micro.input_ids_1T,
-            micro.position_ids_1T,
-            micro.segments_1T,
-            micro.prefixes_1T,
-            micro.target_positions_M,
-            micro.target_ids_M,
-            micro.temperatures_M,
-        )
-        # One pass over the batch a step: the policy at its start is the policy now.
-        proximal_M = logprobs_M.detach()
-        rule = CorrectionRule(config.correction, is_cap=config.is_cap)
-        weights_M = correction_weights(proximal_M, micro.inference_logprobs_M, micro.sequence_M, rule)
-        weights_M = torch.where(micro.has_inference_logprobs_M, weights_M, 1.0)
-        objective = Objective(config.loss_type, config.epsilon_low, config.epsilon_high, config.dual_clip_c)
-        losses_M = token_losses(
-            logprobs_M, proximal_M, micro.advantages_M, weights_M, micro.sequence_M, objective
-        ).losses_M
-        loss = (losses_M * micro.loss_weights_M).sum()
-        sums.add(
-            loss=loss,
-            logprobs_M=proximal_M,
-            inference_logprobs_M=micro.inference_logprobs_M,
-            has_inference_logprobs_M=micro.has_inference_logprobs_M,
-            entropies_M=entropies_M,
-            weights_M=weights_M,
-            loss_weights_M=micro.loss_weights_M,
-            is_cap=config.is_cap,
-        )
-        return loss
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
+        """The norm before clipping. transformers asks for it right before the optimizer step."""
+        norm = float(super()._get_grad_norm(model, grad_norm))
+        loss = self._figures.loss if self._figures is not None else 0.0
+        self._guard.check(norm, model, self.accelerator, loss=loss)
+        return norm
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         """After each optimizer step: ledger, publication, acknowledgement, metrics; then logs and checkpoints."""
         if self._share is not None and self._figures is not None:
             share, self._share = self._share, None
+            self._sync_reference(share.batch.step + 1)
             self._after_step(share, self._figures, float(grad_norm), kwargs.get("learning_rate"))
+            self._guard.finish(share.batch.step)
             if self._figures.should_stop or (self.args.world_size == 1 and self._stop_reason is not None):
                 self.control.should_training_stop = True
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _sync_reference(self, step: int) -> None:
+        config = self.args
+        if config.sync_ref_model and step % config.ref_model_sync_steps == 0 and isinstance(self._reference, OwnCopy):
+            self._reference.mix_in(self.model, alpha=config.ref_model_mixup_alpha)
 
     def _after_step(
         self, share: RankShare, figures: TokenFigures, grad_norm: float, learning_rate: float | None
@@ -411,6 +419,8 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             **batch_metrics(batch),
             "tokens/forward": float(share.forward_tokens),
             **figures.as_metrics(),
+            **(self._figures_of_batch(batch) if self._figures_of_batch else {}),
+            "step/skipped": float(self._guard.skipped),
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
             **self._clock.finish(),
@@ -445,6 +455,8 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         weights = source.gather()
         if weights is not None:
             self._saver.save(self.model, folder, weights)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -474,6 +486,18 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Weights, optimizer and step are loaded."""
         self._trainer.begin()
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        """An override point of the trainer's."""
+        self._trainer.on_epoch_begin(*args, **kwargs)
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """An override point of the trainer's."""
+        self._trainer.on_step_end(*args, **kwargs)
+
+    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """An override point of the trainer's."""
+        self._trainer.on_evaluate(*args, **kwargs)
 
     def on_save(self, *_: Any, **__: Any) -> None:
         """A checkpoint was written."""

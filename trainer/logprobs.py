@@ -1,31 +1,41 @@
 """Logprobs of sampled tokens under the policy, on packed sequences, without ever holding all logits.
 
-Shapes: T tokens of a packed micro batch in segments, M trained tokens, C tokens of a chunk, H hidden size, V vocabulary.
+Shapes: T tokens of a packed micro batch in segments, M trained tokens, C tokens of a chunk, K candidates of a token, H
+hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-MASKED_ATTENTION = ("sdpa", "eager")
-"""Attention that takes a mask of ours. Others find sequence boundaries in the position ids, and share no prompts."""
+from trainer import attention
 
 
-def attention_mask(segments_1T: Tensor, prefixes_1T: Tensor) -> Tensor:
-    """[1, 1, T, T] True where a token may look: back, in its own segment or in the prompt that its segment goes on from.
+class TokenScores(NamedTuple):
+    """What the policy makes of the trained tokens. A tuple: DeepSpeed looks for tensors in nothing of our own."""
 
-    Args:
-        segments_1T: [1, T] which segment each token is in.
-        prefixes_1T: [1, T] the segment that it goes on from; its own where there is none.
-    """
-    seen_11T = segments_1T[:, None, :]
-    is_own = segments_1T[:, :, None] == seen_11T
-    is_prompt = prefixes_1T[:, :, None] == seen_11T
-    return (is_own | is_prompt).tril()[:, None]
+    logprobs_M: Tensor
+    """[M] float32, nats."""
+    entropies_M: Tensor
+    """[M] float32, nats."""
+
+    @property
+    def candidate_logprobs_MK(self) -> None:  # noqa: N802 (a tensor of CandidateScores)
+        """No candidates were asked for."""
+        return None
+
+
+class CandidateScores(NamedTuple):
+    """TokenScores where candidates were asked for."""
+
+    logprobs_M: Tensor
+    entropies_M: Tensor
+    candidate_logprobs_MK: Tensor
+    """[M, K] float32, nats."""
 
 
 class PackedPolicy(nn.Module):
@@ -40,13 +50,14 @@ class PackedPolicy(nn.Module):
 
     def __init__(self, lm: Any, *, chunk_size: int) -> None:
         super().__init__()
+        attention.prepare(lm)
         self.lm = lm
         self.chunk_size = chunk_size
 
     @property
     def shares_prompts(self) -> bool:
         """Whether several completions may follow one prompt."""
-        return self.lm.config._attn_implementation in MASKED_ATTENTION
+        return self.lm.config._attn_implementation in attention.SHARES_PROMPTS
 
     @property
     def config(self) -> Any:
@@ -66,60 +77,56 @@ class PackedPolicy(nn.Module):
         target_positions_M: Tensor,
         target_ids_M: Tensor,
         temperatures_M: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+        candidate_ids_MK: Tensor | None = None,
+        *,
+        entropy_grad: bool = False,
+    ) -> TokenScores | CandidateScores:
         """Logprobs and entropies at the sampling temperature.
 
         Args:
             input_ids_1T: [1, T] segments end to end.
             position_ids_1T: [1, T] place in the sequence. Without an attention mask, transformers takes each restart at
                 0 for a boundary that attention does not cross.
-            segments_1T, prefixes_1T: see attention_mask.
+            segments_1T, prefixes_1T: see attention.packed_mask.
             target_positions_M: [M] positions in T whose next token is scored.
             target_ids_M: [M] those next tokens.
             temperatures_M: [M] logits are divided by this.
-        Returns:
-            [M] float32 logprobs in nats, and [M] float32 entropies in nats, which carry no gradient.
+            candidate_ids_MK: [M, K] other tokens to score in the same places.
+            entropy_grad: let gradients flow through the entropies; they carry none otherwise.
         """
         body = self.lm.base_model
         hidden_1TH = body(
             input_ids=input_ids_1T,
             position_ids=position_ids_1T,
-            attention_mask=self._mask(segments_1T, prefixes_1T),
+            attention_mask=attention.packed_mask(self.lm, segments_1T, prefixes_1T),
             use_cache=False,
         ).last_hidden_state
         hidden_MH = hidden_1TH[0, target_positions_M]
-        chunks = zip(
-            torch.split(hidden_MH, self.chunk_size),
-            torch.split(target_ids_M, self.chunk_size),
-            torch.split(temperatures_M, self.chunk_size),
-            strict=True,
-        )
-        parts = [self._score(*chunk) for chunk in chunks]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        ids_MJ = target_ids_M[:, None]
+        if candidate_ids_MK is not None:
+            ids_MJ = torch.cat([ids_MJ, candidate_ids_MK], dim=1)
+        chunks = zip(*(torch.split(t, self.chunk_size) for t in (hidden_MH, ids_MJ, temperatures_M)), strict=True)
+        parts = [self._score(hidden, ids, temperatures, entropy_grad) for hidden, ids, temperatures in chunks]
+        logprobs_MJ, entropies_M = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        if candidate_ids_MK is None:
+            return TokenScores(logprobs_MJ[:, 0], entropies_M)
+        return CandidateScores(logprobs_MJ[:, 0], entropies_M, logprobs_MJ[:, 1:])
 
-    def _mask(self, segments_1T: Tensor, prefixes_1T: Tensor) -> Tensor | None:
-        kind = self.lm.config._attn_implementation
-        if kind not in MASKED_ATTENTION:
-            return None
-        mask = attention_mask(segments_1T, prefixes_1T)
-        if kind == "sdpa":
-            return mask
-        # Eager attention adds its mask to the scores.
-        return torch.zeros(mask.shape, dtype=self.lm.dtype, device=mask.device).masked_fill(
-            ~mask, torch.finfo(self.lm.dtype).min
-        )
-
-    def _score(self, hidden_CH: Tensor, target_ids_C: Tensor, temperatures_C: Tensor) -> tuple[Tensor, Tensor]:
+    def _score(
+        self, hidden_CH: Tensor, ids_CJ: Tensor, temperatures_C: Tensor, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor]:
         if not torch.is_grad_enabled():
-            return self._score_chunk(hidden_CH, target_ids_C, temperatures_C)
-        result = checkpoint(self._score_chunk, hidden_CH, target_ids_C, temperatures_C, use_reentrant=False)
+            return self._score_chunk(hidden_CH, ids_CJ, temperatures_C, entropy_grad)
+        result = checkpoint(self._score_chunk, hidden_CH, ids_CJ, temperatures_C, entropy_grad, use_reentrant=False)
         return cast("tuple[Tensor, Tensor]", result)
 
-    def _score_chunk(self, hidden_CH: Tensor, target_ids_C: Tensor, temperatures_C: Tensor) -> tuple[Tensor, Tensor]:
+    def _score_chunk(
+        self, hidden_CH: Tensor, ids_CJ: Tensor, temperatures_C: Tensor, entropy_grad: bool
+    ) -> tuple[Tensor, Tensor]:
         logits_CV = self.lm.get_output_embeddings()(hidden_CH).float() / temperatures_C[:, None]
         log_total_C = logits_CV.logsumexp(dim=-1)
-        logprobs_C = logits_CV.gather(-1, target_ids_C[:, None])[:, 0] - log_total_C
-        with torch.no_grad():
+        logprobs_CJ = logits_CV.gather(-1, ids_CJ) - log_total_C[:, None]
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
             probs_CV = torch.exp(logits_CV - log_total_C[:, None])
             entropies_C = log_total_C - (probs_CV * logits_CV).sum(dim=-1)
-        return logprobs_C, entropies_C
+        return logprobs_CJ, entropies_C

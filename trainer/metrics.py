@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from trainer.losses.ratios import LOG_RATIO_LIMIT
+from trainer.micro_batch import MicroBatch
 from trainer.step_batch import StepBatch
+from trainer.step_loss import MicroLoss
 
 _SUMS = (
-    *("loss", "tokens", "entropy", "corrected"),
+    *("total", "policy", "supervised", "kl", "distill"),
+    *("tokens", "entropy", "compared", "corrected"),
     *("kl_k1", "kl_k3", "difference", "ratio", "outside"),
-    *("weight", "weight_squared", "truncated"),
+    *("weight", "weight_squared", "bounded"),
+    *("moved", "clipped_low", "clipped_high"),
 )
 _MAXIMA = ("log_ratio", "stop")
 
@@ -34,47 +38,26 @@ class TokenSums:
         self._maxima = torch.full((len(_MAXIMA),), -torch.inf, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(
-        self,
-        *,
-        loss: Tensor,
-        logprobs_M: Tensor,
-        inference_logprobs_M: Tensor,
-        has_inference_logprobs_M: Tensor,
-        entropies_M: Tensor,
-        weights_M: Tensor,
-        loss_weights_M: Tensor,
-        is_cap: float,
-    ) -> None:
-        """Add a micro batch.
-
-        Args:
-            loss: its part of the batch's loss.
-            weights_M: off-policy weights that were used.
-            loss_weights_M: tokens of weight 0 (an idle pass) do not count.
-        """
-        counts_M = loss_weights_M > 0
-        compared_M = counts_M & has_inference_logprobs_M
-        delta_M = (logprobs_M - inference_logprobs_M)[compared_M].double().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    def add(self, micro: MicroBatch, loss: MicroLoss, entropies_M: Tensor) -> None:
+        """Add a pass. Tokens of weight 0 (an idle pass) do not count."""
+        counts_M = micro.loss_weights_M > 0
+        is_policy_M = loss.is_policy_M
+        compared_M = is_policy_M & micro.has_inference_logprobs_M
+        delta_M = (loss.before_M - micro.inference_logprobs_M)[compared_M].double()
+        delta_M = delta_M.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         ratio_M = delta_M.exp()
-        weight_M = weights_M[compared_M].double()
+        weight_M = loss.weights_M[compared_M].double()
         low, high = USUAL_RATIOS
-        self._sums += torch.stack(
-            [
-                loss.double(),
-                counts_M.sum().double(),
-                entropies_M[counts_M].double().sum(),
-                compared_M.sum().double(),
-                -delta_M.sum(),
-                (torch.expm1(delta_M) - delta_M).sum(),
-                delta_M.abs().sum(),
-                ratio_M.sum(),
-                ((ratio_M < low) | (ratio_M > high)).sum().double(),
-                weight_M.sum(),
-                weight_M.square().sum(),
-                (ratio_M > is_cap).sum().double(),
-            ]
-        )
+        sums = [
+            *(loss.total.detach(), loss.policy, loss.supervised, loss.kl, loss.distill),
+            *(counts_M.sum(), entropies_M[counts_M].double().sum(), compared_M.sum(), is_policy_M.sum()),
+            *(-delta_M.sum(), (torch.expm1(delta_M) - delta_M).sum(), delta_M.abs().sum(), ratio_M.sum()),
+            ((ratio_M < low) | (ratio_M > high)).sum(),
+            *(weight_M.sum(), weight_M.square().sum(), loss.is_bounded_M[compared_M].sum()),
+            loss.ratio_M[is_policy_M].double().sum(),
+            *(loss.clipped_low_M[is_policy_M].sum(), loss.clipped_high_M[is_policy_M].sum()),
+        ]
+        self._sums += torch.stack([value.double() for value in sums])
         if len(delta_M):
             self._maxima[0] = torch.maximum(self._maxima[0], delta_M.max())
 
@@ -82,16 +65,24 @@ class TokenSums:
         """Let every rank know that this one was told to stop."""
         self._maxima[1] = 1.0
 
-    def gathered(self) -> TokenFigures:
-        """Sums over all ranks; every rank must call it."""
+    def gathered(self, *, optimizer_steps: int = 1) -> TokenFigures:
+        """Figures over all ranks; every rank must call it.
+
+        Args:
+            optimizer_steps: that the sums are over; losses are their means.
+        """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self._sums, op=torch.distributed.ReduceOp.SUM)
             torch.distributed.all_reduce(self._maxima, op=torch.distributed.ReduceOp.MAX)
         sums = dict(zip(_SUMS, self._sums.tolist(), strict=True))
         maxima = dict(zip(_MAXIMA, self._maxima.tolist(), strict=True))
-        tokens, compared = max(sums["tokens"], 1.0), max(sums["corrected"], 1.0)
+        tokens, compared, policy = (max(sums[name], 1.0) for name in ("tokens", "compared", "corrected"))
         return TokenFigures(
-            loss=sums["loss"],
+            loss=sums["total"] / optimizer_steps,
+            policy_loss=sums["policy"] / optimizer_steps,
+            supervised_loss=sums["supervised"] / optimizer_steps,
+            kl=sums["kl"] / optimizer_steps,
+            distillation=sums["distill"] / optimizer_steps,
             entropy=sums["entropy"] / tokens,
             mismatch_kl_k1=sums["kl_k1"] / compared,
             mismatch_kl_k3=sums["kl_k3"] / compared,
@@ -99,17 +90,28 @@ class TokenSums:
             mismatch_ratio_mean=sums["ratio"] / compared,
             mismatch_outside_frac=sums["outside"] / compared,
             mismatch_ratio_max=float(np.exp(maxima["log_ratio"])),
-            truncated_frac=sums["truncated"] / compared,
+            truncated_frac=sums["bounded"] / compared,
             ess=sums["weight"] ** 2 / max(compared * sums["weight_squared"], 1e-30),
+            ratio_mean=sums["moved"] / policy,
+            clip_frac_low=sums["clipped_low"] / policy,
+            clip_frac_high=sums["clipped_high"] / policy,
             should_stop=maxima["stop"] > 0,
         )
 
 
 @dataclass(frozen=True)
 class TokenFigures:
-    """What the forward passes of a step say, over all ranks."""
+    """What the forward passes of a step say, over all ranks. Tokens of sequences without a signal were not computed."""
 
     loss: float
+    """What was minimised: policy + supervised + beta kl + distill_coef distillation - entropy_coef entropy."""
+    policy_loss: float
+    supervised_loss: float
+    """Of tokens that are learnt as they are: their negative logprobs."""
+    kl: float
+    """From the reference policy, nats, by kl_estimator and loss_aggregation, before beta."""
+    distillation: float
+    """From the teacher, nats, before distill_coef."""
     entropy: float
     """Mean, nats."""
     mismatch_kl_k1: float
@@ -124,17 +126,29 @@ class TokenFigures:
     mismatch_outside_frac: float
     """Tokens whose ratio is outside USUAL_RATIOS."""
     truncated_frac: float
-    """Tokens whose importance ratio is over the cap."""
+    """Tokens whose off-policy weight was capped (tis, seq_tis) or made 0 (mis, seq_mis)."""
     ess: float
     """Effective sample size as a share of the tokens: (sum w)^2 / (n sum w^2)."""
+    ratio_mean: float
+    """Of the objective's ratio; 1 where the policy has not moved from where the ratio is taken."""
+    clip_frac_low: float
+    clip_frac_high: float
+    """Tokens whose ratio was clipped at the lower and at the upper bound."""
     should_stop: bool
     """Some rank was told to stop."""
 
     def as_metrics(self) -> dict[str, float]:
         """Under their names in metrics.jsonl."""
         return {
-            "loss/pg": self.loss,
+            "loss/total": self.loss,
+            "loss/pg": self.policy_loss,
+            "loss/kl": self.kl,
+            "loss/distill": self.distillation,
+            "loss/sft": self.supervised_loss,
             "entropy": self.entropy,
+            "ratio/mean": self.ratio_mean,
+            "ratio/clip_frac_low": self.clip_frac_low,
+            "ratio/clip_frac_high": self.clip_frac_high,
             "mismatch/kl_k1": self.mismatch_kl_k1,
             "mismatch/kl_k3": self.mismatch_kl_k3,
             "mismatch/difference_nats": self.mismatch_difference,
@@ -154,6 +168,8 @@ def batch_metrics(batch: StepBatch) -> dict[str, float]:
     return {
         "reward/mean": float(rewards.mean()),
         "reward/std": float(rewards.std()),
+        "reward/min": float(rewards.min()),
+        "reward/max": float(rewards.max()),
         "frac_reward_zero_std": float(np.mean([np.ptp(group) < 1e-6 for group in batch.rewards])),
         "staleness/mean": float(np.mean(staleness)),
         "staleness/max": float(max(staleness)),

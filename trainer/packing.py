@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 MicroBatchPlan = list[int]
@@ -9,7 +10,7 @@ MicroBatchPlan = list[int]
 
 
 def pack(lengths: Sequence[int], *, capacity: int) -> list[MicroBatchPlan]:
-    """Fill micro batches first-fit, longest sequence first.
+    """Fill micro batches best-fit, longest sequence first: each goes where the least room is left over.
 
     Args:
         lengths: tokens of each sequence.
@@ -18,16 +19,18 @@ def pack(lengths: Sequence[int], *, capacity: int) -> list[MicroBatchPlan]:
         Indices into `lengths`, each exactly once. No two micro batches would fit into one.
     """
     plans: list[MicroBatchPlan] = []
-    filled: list[int] = []
+    rooms: list[tuple[int, int]] = []  # (tokens left, plan), least first
     for index in _longest_first(lengths):
         length = lengths[index]
-        place = next((i for i, tokens in enumerate(filled) if tokens + length <= capacity), None)
-        if place is None:
-            plans.append([index])
-            filled.append(length)
+        place = bisect_left(rooms, (length, 0))
+        if place == len(rooms):
+            room, plan = capacity, len(plans)
+            plans.append([])
         else:
-            plans[place].append(index)
-            filled[place] += length
+            room, plan = rooms.pop(place)
+        plans[plan].append(index)
+        if room > length:
+            insort(rooms, (room - length, plan))
     return plans
 
 

@@ -121,11 +121,12 @@ class PolicySaver:
     """
 
     def __init__(self, tokenizer_name_or_path: str | None, *, trust_remote_code: bool = False) -> None:
-        self._tokenizer = None
+        self.tokenizer: Any = None
+        """None where there is none to be found."""
         if tokenizer_name_or_path is None:
             return
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_name_or_path, trust_remote_code=trust_remote_code)
+            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_name_or_path, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError):
             log.warning("no tokenizer in %s: checkpoints will have none either", tokenizer_name_or_path)
 
@@ -139,8 +140,8 @@ class PolicySaver:
             save_adapter(policy.lm, folder, weights)
         else:
             policy.lm.save_pretrained(folder, state_dict={**_saved_buffers(policy.lm), **dict(weights)})
-        if self._tokenizer is not None:
-            self._tokenizer.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
 
 
 def _saved_buffers(lm: Any) -> dict[str, Tensor]:

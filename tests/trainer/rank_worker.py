@@ -30,7 +30,7 @@ def main() -> None:
     config = a_config(Path(out_dir), max_steps=2, **values)
     # A model in a folder is loaded by the trainer: with ZeRO-3, piece by piece into its shards.
     lm = tiny_llama() if config.model_name_or_path == "test/tiny-llama" else None
-    trainer = GRPOTrainer(config, lm=lm, connect=server.client, publisher=publisher)
+    trainer = GRPOTrainer(config, model=lm, connect=server.client, publisher=publisher)
     if stop_before is not None:
         server.on_lease = lambda step: trainer.request_stop("test") if step + 1 == stop_before else None
     trainer.train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from atroposlib.errors import ConfigError
-from trainer.config import REFUSED, GRPOConfig, load_config, load_config_with_origins, settable_keys
+from trainer.compose import load_config, load_config_with_origins
+from trainer.config import REFUSED, GRPOConfig, settable_keys
+from trainer.config_checks import attention, doubts
 from trainer.lora import LoraOptions, options_of
 
 
@@ -58,14 +61,16 @@ def test_names_and_folders_follow_the_run_folder(model_dir: str) -> None:
         ("num_train_epochs=3", "key 'num_train_epochs' in the command line has no use in this trainer: use max_steps"),
         ("learning_rate=fast", "learning_rate in the command line should be a valid number"),
         ("max_steps=1.5", "max_steps in the command line should be a valid integer"),
-        ("loss_type=grpo", "loss_type in the command line should be 'ppo_clip' or 'reinforce', is 'grpo'"),
+        (
+            "loss_type=grpo",
+            "loss_type in the command line should be 'ppo_clip', 'reinforce', 'cispo', 'gspo', 'dppo' or 'dr_grpo', is 'grpo'",
+        ),
         ("learning_rate", "'learning_rate' is not key=value"),
         ("learning_rate=[", "the value of 'learning_rate=[' is not YAML"),
         ("batch_size=0", "batch_size must be at least 1, is 0"),
         ("temperature=0", "temperature must be over 0, is 0"),
         ("group_size=7", "batch_size=64 is no multiple of group_size=7"),
-        ("loss_aggregation=constant", "give both or neither"),
-        ("max_completion_length=9", "give both or neither"),
+        ("loss_aggregation=constant", "divides by max_completion_length: give that too"),
         ("inference_servers=[http://h:1/v1]", "should be a base URL"),
         ("inference_servers=h:1", "inference_servers in the command line should be a valid list"),
         ("save_total_limit=1", "save_total_limit must be at least 2"),
@@ -85,6 +90,15 @@ def test_names_and_folders_follow_the_run_folder(model_dir: str) -> None:
         ("lora_r=0", "lora_r must be at least 1, is 0"),
         ("lora_dropout=1", "lora_dropout in [0, 1)"),
         ("lora_target_modules=[]", "lora_target_modules is"),
+        ("overlong=soft", "overlong=soft and overlong_cache go together"),
+        ("mis_low=2", "mis_low <= 1 <= mis_high is needed, are 2.0 and 5.0"),
+        ("sync_ref_model=true", "sync_ref_model moves a reference that beta=0 never loads"),
+        ("ref_model_mixup_alpha=0", "ref_model_mixup_alpha must be in (0, 1], is 0.0"),
+        ("distill_beta=1.5", "distill_beta must be in [0, 1], is 1.5"),
+        ("ref_model_name_or_path=./nowhere", "ref_model_name_or_path='./nowhere' does not exist"),
+        ("model_init_kwargs={use_cache: true}", "use_cache=true is for generation"),
+        ("model_init_kwargs={rope_theta: 1}", "model_init_kwargs.rope_theta is not taken"),
+        ("push_to_hub=true", "push_to_hub needs hub_model_id"),
         ("optim=adamm", "adamm is not a valid OptimizerNames"),
         ("model_name_or_path=./nowhere", "does not exist (looked in"),
     ],
@@ -192,14 +206,87 @@ def test_every_refused_key_exists_and_is_not_offered() -> None:
     assert not set(REFUSED) & set(settable_keys())
 
 
-def test_each_own_option_is_read_somewhere() -> None:
-    """No inert keys: each option that we add to transformers' own occurs in the code beside its definition."""
-    inherited = {f.name for base in GRPOConfig.__mro__[1:] for f in getattr(base, "__dataclass_fields__", {}).values()}
-    own = {f.name for f in fields(GRPOConfig)} - inherited
-    package = Path(__file__).parents[2] / "trainer"
-    code = "\n".join(path.read_text() for path in package.glob("*.py") if path.name != "config.py")
+def test_dr_grpo_is_ppo_clip_without_the_two_divisions(model_dir: str) -> None:
+    options = [f"model_name_or_path={model_dir}", "loss_type=dr_grpo"]
 
-    assert [name for name in own if f"config.{name}" not in code and f"args.{name}" not in code] == []
+    config = load_config(None, [*options, "max_completion_length=32"])
+
+    assert (config.loss_type, config.advantage_scale, config.loss_aggregation) == ("ppo_clip", "none", "constant")
+    with pytest.raises(ConfigError, match="divides by max_completion_length"):
+        load_config(None, options)
+    with pytest.raises(ConfigError, match="dr_grpo means advantage_scale=none"):
+        load_config(None, [*options, "advantage_scale=group_std"])
+
+
+def test_a_reference_that_an_adapter_switches_off_cannot_be_moved(model_dir: str) -> None:
+    options = [f"model_name_or_path={model_dir}", "sync_ref_model=true", "beta=0.1"]
+    load_config(None, options)
+
+    with pytest.raises(ConfigError, match="sync_ref_model and use_peft exclude each other"):
+        load_config(None, [*options, "use_peft=true"])
+
+
+def test_options_of_the_model_may_come_as_its_keyword_arguments(model_dir: str) -> None:
+    config = GRPOConfig(model_init_kwargs={"dtype": "bfloat16", "use_cache": False, "attn_implementation": "eager"})
+
+    assert (config.torch_dtype, config.attn_implementation) == ("bfloat16", "eager")
+    with pytest.raises(ConfigError, match=r"attn_implementation=sdpa and model_init_kwargs.attn_implementation=eager"):
+        GRPOConfig(attn_implementation="sdpa", model_init_kwargs={"attn_implementation": "eager"})
+
+
+def test_the_names_of_other_trainers_work_in_python_too() -> None:
+    config = GRPOConfig(num_generations=4, per_device_train_batch_size=8, gradient_accumulation_steps=2)
+
+    assert (config.group_size, config.num_generations, config.batch_size) == (4, 4, 16)
+    with pytest.raises(ConfigError, match="group_size=2 and num_generations=4 are the same option"):
+        GRPOConfig(num_generations=4, group_size=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"learning_rate": 1e-3}, "is high for all weights"),
+        ({"trust_remote_code": True}, "runs code that can change"),
+        ({"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2}, "almost no effect"),
+        ({"beta": 0.1, "kl_estimator": "k1"}, "no expected gradient"),
+        ({"unbias_log_probabilities": False, "temperature": 0.7}, "not the logprobs that were sampled"),
+    ],
+)
+def test_what_is_seldom_meant_is_said_and_allowed(options: dict[str, Any], expected: str) -> None:
+    assert any(expected in doubt for doubt in doubts(GRPOConfig(**options)))
+    assert doubts(GRPOConfig()) == []
+
+
+def test_attention_falls_back_only_where_nobody_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert attention("auto", has_cuda=True) == "sdpa"
+    with pytest.raises(ConfigError, match="is not installed: pip install flash-attn"):
+        attention("flash_attention_2", has_cuda=True)
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    assert attention("auto", has_cuda=True) == "flash_attention_2"
+    assert attention("auto", has_cuda=False) == "sdpa"
+
+
+def test_two_bounds_of_the_gradient_norm_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"gradient_clipping=0.5 of deepspeed contradicts max_grad_norm=1.0"):
+        GRPOConfig(deepspeed={"zero_optimization": {"stage": 1}, "gradient_clipping": 0.5})
+
+
+RESOLVED = {"model_init_kwargs", "num_generations", "tokenizer_name_or_path"}
+"""Options that the configuration turns into others; the tokenizer's name waits for GRPOTrainer to save by it."""
+
+
+def test_each_own_option_is_read_somewhere() -> None:
+    """No inert keys: each option that we add to transformers' own occurs in code that does not only check it."""
+    inherited = {f.name for base in GRPOConfig.__mro__[1:] for f in getattr(base, "__dataclass_fields__", {}).values()}
+    own = {f.name for f in fields(GRPOConfig)} - inherited - RESOLVED
+    only_check = ("config.py", "config_checks.py", "compose.py")
+    package = Path(__file__).parents[2] / "trainer"
+    code = "\n".join(path.read_text() for path in package.rglob("*.py") if path.name not in only_check)
+    read = set(re.findall(r"(?:config|args|options)\.(\w+)", code))
+
+    assert own - read == set()
 
 
 @pytest.mark.parametrize(

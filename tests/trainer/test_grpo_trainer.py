@@ -7,14 +7,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
-from atroposlib.errors import FencedError
+from atroposlib.errors import ConfigError, FencedError
+from atroposlib.wire.columns import Group
 from tests.trainer.fakes import (
     REWARDED_TOKEN,
     FakePublisher,
@@ -25,7 +27,7 @@ from tests.trainer.fakes import (
     tiny_llama,
 )
 from trainer import checkpoints
-from trainer.errors import StalenessError, TrainerError
+from trainer.errors import NonFiniteError, StalenessError, TrainerError
 from trainer.grpo_trainer import GRPOTrainer
 from trainer.logprobs import PackedPolicy
 from trainer.micro_batch import build_micro_batch, share_of_rank
@@ -39,7 +41,7 @@ def a_trainer(
 ) -> GRPOTrainer:
     return GRPOTrainer(
         a_config(run_dir, **options),
-        lm=lm or tiny_llama(),
+        model=lm or tiny_llama(),
         connect=server.client,
         publisher=publisher or FakePublisher(),
     )
@@ -188,7 +190,7 @@ def test_a_publisher_is_made_from_the_configuration(tmp_path: Path, options: dic
     server = FakeRolloutServer()
     config = a_config(tmp_path, max_steps=1, inference_servers=["http://127.0.0.1:9"], **options)
 
-    GRPOTrainer(config, lm=tiny_llama(), connect=server.client).train()
+    GRPOTrainer(config, model=tiny_llama(), connect=server.client).train()
 
     assert server.said("ack", "policy") == [("ack", 0, None)]  # nobody answers on that port
 
@@ -317,6 +319,263 @@ def test_an_adapter_resumes_where_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+# Several optimizer steps on one batch
+
+
+def counted_forwards(trainer: GRPOTrainer) -> list[bool]:
+    """Of each forward pass of the policy, whether it was for a gradient."""
+    seen: list[bool] = []
+    trainer.model.register_forward_pre_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("options", "extra"),
+    [
+        ({}, 0),
+        ({"beta": 0.0, "correction": "bypass", "ppo_epochs": 2}, 0),
+        ({"num_minibatches": 2}, 1),
+        ({"ppo_epochs": 3}, 1),
+    ],
+    ids=["one-step", "bypass", "minibatches", "epochs"],
+)
+def test_an_extra_pass_is_made_only_where_the_policy_moves_within_the_step(
+    tmp_path: Path, options: dict[str, Any], extra: int
+) -> None:
+    trainer = a_trainer(tmp_path, FakeRolloutServer(), max_steps=1, max_tokens_per_micro_batch=1000, **options)
+    seen = counted_forwards(trainer)
+
+    trainer.train()
+
+    minibatches, epochs = options.get("num_minibatches", 1), options.get("ppo_epochs", 1)
+    assert seen.count(True) == minibatches * epochs
+    assert seen.count(False) == extra * minibatches
+
+
+def test_minibatches_and_epochs_are_steps_of_the_optimizer_and_one_of_the_run(tmp_path: Path) -> None:
+    server = FakeRolloutServer()
+    trainer = a_trainer(tmp_path, server, max_steps=2, num_minibatches=2, ppo_epochs=3, max_tokens_per_micro_batch=1000)
+    trainer.create_optimizer()
+    assert trainer.optimizer is not None
+    taken: list[float] = []
+    trainer.optimizer.register_step_post_hook(lambda *_: taken.append(1.0))
+
+    trainer.train()
+
+    assert len(taken) == 2 * 2 * 3
+    assert server.said("ack") == [("ack", 0, 1), ("ack", 1, 2)]
+    first, second = lines_of(tmp_path / "metrics.jsonl")
+    assert first["ratio/mean"] != 1.0
+    assert first["ratio/clip_frac_high"] + first["ratio/clip_frac_low"] > 0
+    assert second["step"] == 1
+
+
+def test_each_minibatch_is_averaged_over_itself(tmp_path: Path) -> None:
+    shares = [
+        share_of_rank(
+            build_step_batch(
+                3, random_groups(3, sequences=8), advantage_scale="none", overlong="mask", temperature=1.0
+            ),
+            rank=rank,
+            ranks=2,
+            max_tokens=24,
+            hidden_size=16,
+            aggregation="token_mean",
+            max_completion_length=None,
+            shares_prompts=True,
+            num_minibatches=4,
+            seed=1,
+        )
+        for rank in range(2)
+    ]
+
+    for parts in zip(*(share.minibatches for share in shares), strict=True):
+        assert len({len(micro_batches) for micro_batches in parts}) == 1
+        weights = torch.cat([micro.loss_weights_M for micro_batches in parts for micro in micro_batches])
+        assert float(weights.sum()) == pytest.approx(1.0)
+
+
+# Reference
+
+
+def test_the_policy_is_held_near_its_reference(tmp_path: Path) -> None:
+    def kl_after(run: str, **options: Any) -> float:
+        a_trainer(tmp_path / run, FakeRolloutServer(), max_steps=6, beta=1e-6, **options).train()
+        return float(lines_of(tmp_path / run / "metrics.jsonl")[-1]["loss/kl"])
+
+    free = kl_after("free")
+    a_trainer(tmp_path / "held", FakeRolloutServer(), max_steps=6, beta=5.0).train()
+    held = lines_of(tmp_path / "held" / "metrics.jsonl")
+
+    assert held[0]["loss/kl"] == 0.0
+    assert 0 < held[-1]["loss/kl"] < free / 2
+
+
+def test_an_adapter_run_has_its_base_as_the_reference(tmp_path: Path) -> None:
+    a_trainer(tmp_path, FakeRolloutServer(), beta=0.1, **ADAPTER).train()
+
+    first, *_, last = lines_of(tmp_path / "metrics.jsonl")
+    assert first["loss/kl"] == 0.0
+    assert last["loss/kl"] > 0
+
+
+def test_the_environments_reference_needs_no_pass(tmp_path: Path) -> None:
+    group = a_group("g", ref_logprobs=np.full(9, -2.0, dtype=np.float32))
+    trainer = a_trainer(tmp_path, FakeRolloutServer(batches=lambda step: [group]), max_steps=1, beta=0.1, **ADAPTER)
+    seen = counted_forwards(trainer)
+
+    trainer.train()
+
+    assert all(seen)
+    assert lines_of(tmp_path / "metrics.jsonl")[0]["loss/kl"] > 0
+
+
+def test_a_reference_that_moves_is_the_same_after_resuming(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        **{"beta": 1.0, "sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5},
+        **{"save_strategy": "steps", "save_steps": 1, "max_steps": 3},
+    }
+    a_trainer(tmp_path / "whole", FakeRolloutServer(), **options).train()
+    server = FakeRolloutServer()
+    cut = a_trainer(tmp_path / "cut", server, prefetch=0, **options)
+    server.on_lease = lambda step: cut.request_stop("test") if step == 1 else None
+    cut.train()
+    server.on_lease = lambda step: None
+
+    a_trainer(tmp_path / "cut", server, **options).train()
+
+    whole, resumed = weights_in(tmp_path / "whole" / "final"), weights_in(tmp_path / "cut" / "final")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+# Losses that are no numbers
+
+
+def poisoned(step: int) -> list[Group]:
+    groups = random_groups(step, sequences=8)
+    bad = np.full(groups[0].n_tokens, np.nan, dtype=np.float32)
+    return [Group(**{**vars(groups[0]), "advantages": bad}), *groups[1:]]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_minibatches": 2}], ids=["one", "minibatches"])
+def test_a_loss_that_is_no_number_leaves_the_weights_alone(tmp_path: Path, options: dict[str, Any]) -> None:
+    server = FakeRolloutServer(batches=lambda step: poisoned(step) if step == 1 else random_groups(step, sequences=8))
+    publisher = FakePublisher()
+    seen: list[dict[str, Tensor]] = []
+
+    class Publisher(FakePublisher):
+        def publish(self, version: int, weights: Any) -> Any:
+            result = super().publish(version, weights)
+            seen.append(self.weights)
+            return result
+
+    publisher = Publisher()
+    a_trainer(tmp_path, server, publisher=publisher, weight_decay=0.1, **options).train()
+
+    metrics = lines_of(tmp_path / "metrics.jsonl")
+    assert [line["step/skipped"] for line in metrics] == [0, 1, 0]
+    assert server.said("ack") == [("ack", 0, 1), ("ack", 1, 2), ("ack", 2, 3)]
+    assert all(tensor.isfinite().all() for tensor in publisher.weights.values())
+    # The other minibatch of the batch is trained on.
+    assert all(torch.equal(seen[1][name], seen[2][name]) for name in seen[1]) is (not options)
+    assert not all(torch.equal(seen[2][name], seen[3][name]) for name in seen[2])
+
+
+def test_a_run_whose_losses_stay_no_numbers_ends_and_says_so(tmp_path: Path) -> None:
+    server = FakeRolloutServer(batches=poisoned)
+
+    with pytest.raises(NonFiniteError, match=r"step 2: .* 2 steps before it"):
+        a_trainer(tmp_path, server, max_steps=9).train()
+
+
+# The constructor
+
+
+def test_both_names_of_the_configuration_and_of_the_tokenizer_are_taken(tmp_path: Path) -> None:
+    tokenizer = SavedBeside()
+
+    trainer = GRPOTrainer(
+        args=a_config(tmp_path, max_steps=1),
+        model=tiny_llama(),
+        tokenizer=tokenizer,
+        connect=FakeRolloutServer().client,
+    )
+    trainer.train()
+
+    assert trainer.processing_class is tokenizer
+    assert tokenizer.folders == [str(tmp_path / "final")]
+
+
+class SavedBeside:
+    """A FAKE tokenizer that remembers where it was saved."""
+
+    def __init__(self) -> None:
+        self.folders: list[str] = []
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.folders.append(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"tokenizer": SavedBeside(), "processing_class": SavedBeside()},
+            "tokenizer and processing_class are two names",
+        ),
+        ({"model": "other/model"}, "model='other/model' is not the configuration's model_name_or_path"),
+    ],
+)
+def test_two_different_values_of_one_thing_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GRPOTrainer(a_config(tmp_path), **{"model": tiny_llama(), **options})
+    with pytest.raises(ConfigError, match="config and args are two names"):
+        GRPOTrainer(a_config(tmp_path), args=a_config(tmp_path), model=tiny_llama())
+
+
+def test_an_optimizer_a_schedule_and_figures_of_ones_own_are_used(tmp_path: Path) -> None:
+    lm = tiny_llama()
+    optimizer = torch.optim.SGD(lm.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+
+    GRPOTrainer(
+        a_config(tmp_path),
+        model=lm,
+        optimizers=(optimizer, schedule),
+        compute_metrics=lambda batch: {"own/groups": float(len(batch.group_ids))},
+        connect=FakeRolloutServer().client,
+    ).train()
+
+    metrics = lines_of(tmp_path / "metrics.jsonl")
+    assert [line["own/groups"] for line in metrics] == [2.0] * 3
+    assert [line["learning_rate"] for line in metrics] == [0.5, 0.25, 0.125]
+
+
+def test_override_points_and_callbacks_are_called_and_their_errors_end_the_run(tmp_path: Path) -> None:
+    called: list[str] = []
+
+    class Trainer(GRPOTrainer):
+        def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+            called.append("epoch")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            called.append(f"step {state.global_step}")
+            if state.global_step == 2:
+                raise RuntimeError("enough")
+
+    class Callback(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            called.append("callback")
+
+    trainer = Trainer(
+        a_config(tmp_path), model=tiny_llama(), callbacks=[Callback()], connect=FakeRolloutServer().client
+    )
+    with pytest.raises(RuntimeError, match="enough"):
+        trainer.train()
+
+    assert called == ["epoch", "callback", "step 1", "callback", "step 2"]
+
+
 # Gradients
 
 
@@ -401,3 +660,19 @@ def test_idle_passes_add_exactly_nothing() -> None:
     assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
     whole = cluster(batch.sequences, [0, 1], capacity=100, shares_prompts=True)
     assert build_micro_batch(batch.sequences, whole, [1.0, 1.0]).loss_weights_M.all()
+
+
+def test_sequences_without_a_policy_gradient_are_not_computed_and_change_nothing(tmp_path: Path) -> None:
+    level = a_group("level", rewards=[1.0, 1.0], completions=[(7, 3), (4, 5, 6)])
+    lms = [tiny_llama(), tiny_llama()]
+
+    # An entropy term that weighs next to nothing makes every sequence count.
+    for run, lm, options in zip("ab", lms, ({}, {"entropy_coef": 1e-12}), strict=True):
+        server = FakeRolloutServer(batches=lambda step: [a_group("g"), level])
+        a_trainer(tmp_path / run, server, lm=lm, max_steps=1, optim="sgd", **options).train()
+
+    skipped, computed = (lines_of(tmp_path / run / "metrics.jsonl")[0] for run in "ab")
+    assert (skipped["tokens/forward"], computed["tokens/forward"]) == (7, 14)
+    assert skipped["loss/pg"] == pytest.approx(computed["loss/pg"])
+    for (name, parameter), (_, other) in zip(lms[0].named_parameters(), lms[1].named_parameters(), strict=True):
+        torch.testing.assert_close(parameter, other, msg=name)

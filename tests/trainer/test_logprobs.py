@@ -134,3 +134,56 @@ def test_weights_have_hugging_face_names_and_can_be_read_again() -> None:
     assert "model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names  # tied
     assert [name for name, _ in weights] == names
+
+
+def test_candidates_are_scored_at_the_same_places_with_their_gradient() -> None:
+    lm, alone = tiny_llama(), tiny_llama()
+    tokens = [3, 1, 4, 1, 5]
+    candidates = torch.tensor([[0, 7], [1, 2], [4, 4], [31, 5]])
+    ids_1T, positions_1T, segments_1T = (
+        torch.tensor([tokens]),
+        torch.arange(5)[None],
+        torch.zeros(1, 5, dtype=torch.int64),
+    )
+
+    scores = PackedPolicy(lm, chunk_size=3)(
+        ids_1T,
+        positions_1T,
+        segments_1T,
+        segments_1T,
+        torch.arange(4),
+        ids_1T[0, 1:],
+        torch.full((4,), 0.5),
+        candidates,
+    )
+    expected = (alone(input_ids=ids_1T).logits[0, :-1] / 0.5).log_softmax(-1).gather(-1, candidates)
+    weights = torch.arange(8.0).view(4, 2)
+    (scores.candidate_logprobs_MK * weights).sum().backward()
+    (expected * weights).sum().backward()
+
+    torch.testing.assert_close(scores.candidate_logprobs_MK, expected, rtol=1e-4, atol=1e-5)
+    for (name, parameter), other in zip(lm.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("entropy_grad", [False, True])
+def test_entropies_carry_a_gradient_when_asked(entropy_grad: bool) -> None:
+    lm, alone = tiny_llama(), tiny_llama()
+    tokens = SEQUENCES[3]
+    ids_1T, positions_1T, segments_1T = (
+        torch.tensor([tokens]),
+        torch.arange(7)[None],
+        torch.zeros(1, 7, dtype=torch.int64),
+    )
+
+    scores = PackedPolicy(lm, chunk_size=4)(
+        ids_1T, positions_1T, segments_1T, segments_1T, torch.arange(6), ids_1T[0, 1:], torch.ones(6),
+        entropy_grad=entropy_grad,
+    )  # fmt: skip
+
+    assert scores.candidate_logprobs_MK is None
+    assert scores.entropies_M.requires_grad == entropy_grad
+    if entropy_grad:
+        scores.entropies_M.sum().backward()
+        reference(alone, tokens, 1.0)[1].sum().backward()
+        torch.testing.assert_close(lm.lm_head.weight.grad, alone.lm_head.weight.grad, rtol=1e-4, atol=1e-5)

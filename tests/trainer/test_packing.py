@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from hypothesis import given
+import numpy as np
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.packing import pack, pack_for_ranks, sequence_cost
@@ -51,3 +52,34 @@ def test_equal_sequences_are_balanced() -> None:
 def test_attention_makes_long_sequences_dearer_than_their_length() -> None:
     assert sequence_cost(600, hidden_size=100) == 2 * 600
     assert sequence_cost(100, hidden_size=100) < 2 * 100
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), sigma=st.floats(0.3, 1.2), median=st.integers(100, 600))
+def test_skewed_lengths_fill_the_cap(seed: int, sigma: float, median: int) -> None:
+    """Log-normal completions, as policies write them; 16 micro batches or so."""
+    capacity = 4096
+    lengths = _skewed_lengths(seed, tokens=16 * capacity, median=median, sigma=sigma, longest=capacity)
+
+    plans = pack(lengths, capacity=capacity)
+    fill = [sum(lengths[i] for i in plan) / capacity for plan in plans]
+
+    assert len(plans) <= -(-sum(lengths) // capacity) + 1
+    assert np.mean(sorted(fill)[2:]) >= 0.97  # the last ones hold what is left
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10_000), ranks=st.integers(2, 8))
+def test_ranks_do_about_the_same_work(seed: int, ranks: int) -> None:
+    lengths = _skewed_lengths(seed, tokens=16 * 4096, median=300, sigma=0.9, longest=4096)
+    cost = [sequence_cost(length, hidden_size=576) for length in lengths]
+
+    shares = pack_for_ranks(lengths, capacity=4096, ranks=ranks, hidden_size=576)
+    work = [sum(cost[i] for plan in share for i in plan) for share in shares]
+
+    assert max(work) <= 1.25 * np.mean(work)
+
+
+def _skewed_lengths(seed: int, *, tokens: int, median: float, sigma: float, longest: int) -> list[int]:
+    drawn = np.random.default_rng(seed).lognormal(np.log(median), sigma, tokens // 50).clip(8, longest).astype(int)
+    return drawn[: int(np.searchsorted(drawn.cumsum(), tokens))].tolist()  # type: ignore[no-any-return]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.trainer.fakes import a_group, tiny_llama
-from trainer.logprobs import PackedPolicy, attention_mask
+from trainer.attention import dense_mask
+from trainer.logprobs import PackedPolicy
 from trainer.micro_batch import build_micro_batch
 from trainer.prompt_sharing import cluster, prompt_length
 from trainer.step_batch import StepBatch, build_step_batch
@@ -65,7 +66,7 @@ def test_a_completion_sees_its_prompt_and_itself_and_nothing_else() -> None:
     segments = torch.tensor([[0, 0, 1, 1, 2, 3]])
     prefixes = torch.tensor([[0, 0, 0, 0, 0, 3]])
 
-    assert attention_mask(segments, prefixes)[0, 0].int().tolist() == [
+    assert dense_mask(segments, prefixes)[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],

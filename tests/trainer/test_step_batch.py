@@ -12,9 +12,9 @@ from atroposlib.wire.columns import Group
 from tests.trainer.fakes import a_group, random_groups
 from trainer.errors import StalenessError, TrainerError
 from trainer.metrics import batch_metrics
-from trainer.micro_batch import MicroBatch, build_micro_batch, share_of_rank
+from trainer.micro_batch import MicroBatch, build_micro_batch, cut, share_of_rank
 from trainer.prompt_sharing import Cluster, cluster
-from trainer.step_batch import StepBatch, build_step_batch
+from trainer.step_batch import StepBatch, build_step_batch, overlong_penalty
 
 
 def batch_of(*groups: Group, step: int = 0, **options: Any) -> StepBatch:
@@ -93,6 +93,70 @@ def test_the_temperature_is_the_groups_own(params: dict[str, float] | None, expe
     batch = batch_of(a_group("g", generation_params=params), temperature=0.7)
 
     assert {s.temperature for s in batch.sequences} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"overrides": [{"temperature": 0.4}, None], "generation_params": {"temperature": 1.3}}, [0.4, 1.3]),
+        ({"group_overrides": {"temperature": 0.9}}, [0.9, 0.9]),
+    ],
+)
+def test_a_sequences_own_temperature_wins_over_its_groups(facts: dict[str, Any], expected: list[float]) -> None:
+    batch = batch_of(a_group("g", **facts))
+
+    assert [s.temperature for s in batch.sequences] == expected
+
+
+def test_logprobs_may_be_left_at_temperature_1() -> None:
+    batch = batch_of(a_group("g", generation_params={"temperature": 1.3}), unbias_log_probabilities=False)
+
+    assert {s.temperature for s in batch.sequences} == {1.0}
+
+
+def test_a_long_completion_loses_reward_softly_before_advantages_are_taken() -> None:
+    group = a_group("g", rewards=[1.0, 1.0], completions=[[3] * 6, [3] * 9], finish_reasons=("stop", "length"))
+
+    batch = batch_of(group, overlong="soft", max_completion_length=10, overlong_cache=4)
+
+    # 0 and 3 of the last 4 tokens: rewards of 1 and 0.25; no token is masked.
+    assert [s.advantages_L[-1] for s in batch.sequences] == pytest.approx([0.375, -0.375])
+    assert [s.trained_tokens for s in batch.sequences] == [6, 9]
+    assert batch_metrics(batch)["reward/mean"] == 1.0
+
+
+def test_the_soft_penalty_grows_to_1() -> None:
+    penalty = overlong_penalty(np.array([0, 6, 8, 10, 30], dtype=np.int32), max_completion_length=10, overlong_cache=4)
+
+    assert penalty.tolist() == [0.0, 0.0, -0.5, -1.0, -1.0]
+
+
+def test_half_a_teacher_says_nothing() -> None:
+    batch = batch_of(a_group("g", distill_logprobs=np.zeros((9, 2), dtype=np.float32)))
+
+    assert batch.candidates == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100])
+def test_minibatches_hold_each_sequence_once_and_are_the_same_on_every_rank(count: int) -> None:
+    batch = batch_of(*random_groups(0, sequences=12), step=5)
+
+    parts = cut(batch, count, seed=1)
+
+    assert sorted(i for part in parts for i in part) == list(range(12))
+    assert parts == cut(batch, count, seed=1)
+    sizes = [len(part) for part in parts]
+    assert len(sizes) == min(count, 12)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_minibatches_differ_from_step_to_step_and_keep_groups_together() -> None:
+    groups = random_groups(0, sequences=32)
+
+    first, second = (cut(batch_of(*groups, step=step), 2, seed=1) for step in (0, 1))
+
+    assert first != second
+    assert not {i // 4 for i in first[0]} & {i // 4 for i in first[1]}
 
 
 def test_a_batch_within_the_bound_passes() -> None:

@@ -1,0 +1,118 @@
+"""The spellings that a key may come in, and the one name that it has here. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from atroposlib.errors import ConfigError
+from trainer import config_values, presets
+
+SECTIONS = (
+    "trainer", "trainer_args", "args", "data", "model", "reward", "rollout", "algo", "optim", "logging", "checkpoint",
+    "teacher", "launch",
+)  # fmt: skip
+"""Names that may stand before a key, or hold keys, and mean nothing by themselves."""
+
+ALIASES = {
+    "train_batch_size": "batch_size",
+    "num_generations": "group_size",
+    "warmup_ratio": "warmup_steps",
+    "run": "recipe",
+}
+"""Documented names of keys that are called otherwise here."""
+
+_SELECTOR = re.compile(r"(?:override )?/?(\w+)@_global_")
+
+
+@dataclass
+class Layer:
+    """The keys of one source."""
+
+    source: str
+    """For messages: a file, the command line, a preset."""
+    presets: dict[str, str] = field(default_factory=dict)
+    """Chosen presets by group."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """By dotted name."""
+    spellings: dict[str, str] = field(default_factory=dict)
+    """How each of them was written."""
+    resets: list[str] = field(default_factory=list)
+    """Keys that take their defaults again."""
+
+    def add(self, key: str, value: Any, groups: Collection[str]) -> None:
+        """Take in a key with its value, which may be a section of further keys.
+
+        Args:
+            groups: keys that hold further keys, and keep their name.
+        Raises:
+            ConfigError: two spellings of a key with different values, or a preset that is no name.
+        """
+        name = canonical(key)
+        if name in (*presets.GROUPS, *SECTIONS) and isinstance(value, Mapping):
+            for inner, item in value.items():
+                self.add(f"{key}.{inner}", item, groups)
+        elif name in presets.GROUPS:
+            self._choose(name, value)
+        elif name in groups and isinstance(value, Mapping):
+            for inner, item in value.items():
+                self._set(f"{name}.{inner}", item, f"{key}.{inner}")
+        else:
+            self._set(name, value, key)
+
+    def _choose(self, group: str, name: Any) -> None:
+        if not isinstance(name, str):
+            raise ConfigError(f"{group} in {self.source} should be the name of a preset, is {name!r}")
+        self.presets[group] = name
+
+    def _set(self, name: str, value: Any, key: str) -> None:
+        before = self.spellings.get(name, key)
+        if before != key and self.values[name] != value:
+            raise ConfigError(
+                f"{before} and {key} in {self.source} are the same key with different values, "
+                f"{self.values[name]!r} and {value!r}: give one of them"
+            )
+        self.values[name] = value
+        self.spellings[name] = key
+
+
+def canonical(key: str) -> str:
+    """The name that a key has here: without +, Hydra's package, and sections before it; an alias by what it stands for."""
+    key = key.lstrip("+")
+    if match := _SELECTOR.fullmatch(key):
+        key = match[1]
+    parts = key.split(".")
+    while len(parts) > 1 and parts[0] in SECTIONS:
+        parts = parts[1:]
+    return ".".join([ALIASES.get(parts[0], parts[0]), *parts[1:]])
+
+
+def layer_of_mapping(values: Mapping[str, Any], *, source: str, groups: Collection[str]) -> Layer:
+    """The keys of a file."""
+    layer = Layer(source)
+    for key, value in values.items():
+        layer.add(key, value, groups)
+    return layer
+
+
+def layer_of_arguments(arguments: Sequence[str], *, source: str, groups: Collection[str]) -> Layer:
+    """The keys of key=value, +key=value and ~key arguments.
+
+    Raises:
+        ConfigError: an argument is none of these.
+    """
+    layer = Layer(source)
+    for key, value in _pairs(arguments, layer):
+        layer.add(key, value, groups)
+    return layer
+
+
+def _pairs(arguments: Sequence[str], layer: Layer) -> Iterator[tuple[str, Any]]:
+    for argument in arguments:
+        if argument.startswith("~"):
+            # Hydra also has ~key=value; the value says nothing more.
+            layer.resets.append(canonical(argument[1:].partition("=")[0]))
+        else:
+            yield config_values.read_override(argument)

@@ -1,0 +1,170 @@
+"""Keys that this trainer does not take, each with what to do instead. No torch."""
+
+from __future__ import annotations
+
+_ONE_BATCH = "batch_size is sequences a step over all ranks; max_tokens_per_micro_batch bounds memory"
+_NO_DATASET = "batches come from the rollout server, not from a dataset"
+_NO_EVAL = "environments evaluate, not this trainer"
+_NO_LOGITS = "the loss is computed from logprobs of the sampled tokens"
+_NOT_OURS = "set it through DeepSpeed, or leave it"
+
+REFUSED: dict[str, str] = {
+    "auto_find_batch_size": _ONE_BATCH,
+    "num_train_epochs": "use max_steps",
+    **dict.fromkeys(
+        (
+            "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+            "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order",
+            "remove_unused_columns", "label_names", "train_sampling_strategy", "length_column_name", "data_seed",
+            "ignore_data_skip", "include_num_input_tokens_seen",
+        ),
+        _NO_DATASET,
+    ),
+    **dict.fromkeys(
+        (
+            "do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start",
+            "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object", "batch_eval_metrics",
+            "per_device_eval_batch_size", "prediction_loss_only", "include_for_metrics", "bf16_full_eval",
+            "fp16_full_eval", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+        ),
+        _NO_EVAL,
+    ),
+    **dict.fromkeys(
+        ("label_smoothing_factor", "average_tokens_across_devices", "use_liger_kernel", "liger_kernel_config"),
+        _NO_LOGITS,
+    ),
+    **dict.fromkeys(
+        ("fsdp", "fsdp_config", "parallelism_config", "accelerator_config", "ddp_find_unused_parameters"), _NOT_OURS
+    ),
+    "fp16": "use bf16",
+    "neftune_noise_alpha": "the policy that is trained must be the policy that was sampled",
+    "use_cache": "generation happens in the inference servers",
+    "save_only_model": "a checkpoint must be able to resume",
+    "enable_jit_checkpoint": "SIGTERM already saves a checkpoint at the end of the step",
+    "resume_from_checkpoint": "the trainer resumes from the newest whole checkpoint in output_dir by itself",
+    "local_rank": "the launcher sets it",
+    "logging_strategy": "use logging_steps; metrics.jsonl has every step in any case",
+    "logging_nan_inf_filter": "metrics.jsonl shows what happened",
+    "disable_tqdm": "one line of log a step is all there is",
+    "restore_callback_states_from_checkpoint": "there are no such callbacks",
+}  # fmt: skip
+"""Keys of transformers that would have no effect here."""
+
+_SAMPLING = "environments sample: set it there, where it is sent to the engine and travels with each group"
+_ENVIRONMENT = "an option of the environment: --env.{key}, or options of environments in the file of atropos up"
+_CLIENT = "an option of the environment's inference client: --openai.{key}"
+_INFERENCE = "an option of the inference server: section inference of the file of atropos up"
+_TEACHER = "part of the teacher protocol, which is an environment: set it there"
+_REWARD = "rewards are computed by environments: set it there"
+_DATASET = "the dataset is the environment's: set it there"
+_SFT = "an option of supervised fine-tuning; this is the GRPO trainer: send groups with labels from an environment"
+_GKD = "there is no separate GKD trainer: set distill_coef, distill_beta and gkd_mode, and sample in an environment"
+_TOKENS = "token ids arrive ready: the trainer neither pads nor tokenizes"
+_LAUNCHER = "atropos up names and starts runs: set it there, or use run_name and run_dir"
+_PRESET = "presets are chosen by file name: model=NAME"
+_CHUNKS = "each micro batch has its own backward pass: lower max_tokens_per_micro_batch instead"
+_DRAIN = "use num_minibatches for several optimizer steps on one batch"
+
+ELSEWHERE: dict[str, str] = {
+    **dict.fromkeys(("padding_side", "tokenizer", "tokenizer_kwargs", "unsafe_tokenizer_loading"), _TOKENS),
+    "load_in_4bit": "engines could not be given such weights: train LoRA over bfloat16, use_peft=true torch_dtype=bfloat16",
+    "name": _PRESET,
+    **dict.fromkeys(
+        (
+            "dataset_id_or_path", "dataset_split", "dataset_level_filter", "dataset_max_samples", "eval_split_ratio",
+            "shuffle", "dataset_path", "make_dataset_fn", "train_split", "val_split", "keep_columns",
+            "artificial_epochs", "db_url", "min_reward", "learning_key", "add_dataset_indices", "train_dataset",
+        ),
+        _DATASET,
+    ),
+    **dict.fromkeys(
+        ("completion_only_training", "max_seq_length", "packing", "custom_start_of_response"), _SFT
+    ),
+    **dict.fromkeys(("trainer_log_name", "wandb_run_name", "wandb_group_name", "exp_name", "results_dir"), _LAUNCHER),
+    "wandb_project": "use project",
+    "resume_from": REFUSED["resume_from_checkpoint"],
+    "save_final_model": "the final model is always saved, in RUN_DIR/final",
+    **dict.fromkeys(("max_prompt_length", "top_k", "top_p", "min_p", "repetition_penalty"), _SAMPLING),
+    **dict.fromkeys(("generation_aggregation_steps", "shuffle_generation_inputs"), _SAMPLING),
+    "reward_weights": _REWARD,
+    "ds3_gather_for_generation": "generation happens in the inference servers, which get whole weights",
+    **dict.fromkeys(("backprop_accumulation_steps", "backprop_accumulation_micro_batch_size"), _CHUNKS),
+    **dict.fromkeys(
+        (
+            "use_vllm", "use_vllm_server", "vllm_device", "vllm_gpu_memory_utilization", "vllm_dtype",
+            "vllm_max_model_len", "use_ray", "ray_tensor_parallelism", "enable_prefix_caching", "enforce_eager",
+            "vllm_guided_decoding_regex", "vllm_sleep_level", "ray_share_training_devices", "ray_data_parallelism",
+            "ray_no_memory_duplication",
+        ),
+        _INFERENCE,
+    ),
+    **dict.fromkeys(("vllm_host", "vllm_port", "num_vllm_clients"), "list base URLs in inference_servers"),
+    "vllm_server_timeout": "inference.ready_timeout_s of the file of atropos up; weight_sync.timeout_s for a transfer",
+    "vllm_group_port": "the transport finds a free port; see weight_sync",
+    **dict.fromkeys(
+        (
+            "max_probe_tokens", "student_diagnostic_template", "teacher_adaptive_template",
+            "student_with_teaching_template", "student_baseline_template", "degradation_penalty_multiplier",
+            "efficiency_weight", "logging_prob", "student_model", "student_model_init_kwargs",
+            "use_reference_teacher_model", "disable_student_offloading", "diagnostic_probe", "generate_guidance",
+        ),
+        _TEACHER,
+    ),
+    **dict.fromkeys(
+        (
+            "reward_log_name", "teacher_reward", "temperatures", "models", "active_judges", "anti_gaming",
+            "parallel_execution", "variance_threshold", "consistency_rules", "model_configs", "reward_funcs",
+        ),
+        _REWARD,
+    ),
+    **dict.fromkeys(
+        (
+            "lmbda", "kd_temperature", "max_new_tokens", "seq_kd", "teacher_model_name_or_path",
+            "teacher_model_init_kwargs", "align_teacher_template", "teacher_tokenizer_name_or_path",
+            "baseline_success", "baseline_tokens",
+        ),
+        _GKD,
+    ),
+    "disable_dropout": "dropout is always off, so that the policy that is trained is the one that was sampled",
+    **dict.fromkeys(("compute_environment", "distributed_type"), "a field of accelerate's file: give deepspeed=FILE"),
+    **dict.fromkeys(
+        (
+            "max_num_workers", "max_num_workers_per_node", "max_eval_workers", "steps_per_eval", "max_token_length",
+            "eval_handling", "eval_limit_ratio", "inference_weight", "tokenizer_name", "use_wandb", "wandb_name",
+            "num_rollouts_to_keep", "num_rollouts_per_group_for_logging", "ensure_scores_are_not_same",
+            "data_path_to_save_groups", "min_items_sent_before_logging", "slurm", "testing", "include_messages",
+            "min_batch_allocation", "worker_timeout", "data_dir_to_save_evals", "env",
+        ),
+        _ENVIRONMENT,
+    ),
+    "max_batches_offpolicy": "the bound is in policy versions here: use max_staleness",
+    "total_steps": "use max_steps",
+    **dict.fromkeys(
+        (
+            "timeout", "num_max_requests_at_once", "num_requests_for_eval", "rolling_buffer_length", "openai",
+            "api_key", "base_url", "max_n_completions", "n_kwarg_is_ignored", "server_type",
+        ),
+        _CLIENT,
+    ),
+    "model_name": f"the policy is model_name_or_path; else {_CLIENT}",
+    "epsilon": "use epsilon_low and epsilon_high",
+    "delta": "use dual_clip_c",
+    "scale_rewards": "use advantage_scale",
+    "num_iterations": "use ppo_epochs",
+    **dict.fromkeys(("steps_per_generation", "generation_batch_size"), _DRAIN),
+    "importance_sampling_level": "loss_type=gspo has one ratio for a sequence; correction=seq_tis or seq_mis corrects by sequence",
+    "vllm_importance_sampling_cap": "use is_cap",
+    "vllm_importance_sampling_correction": "use correction",
+    "mask_truncated_completions": "use overlong=mask or overlong=keep",
+}  # fmt: skip
+"""Keys of other components, of other trainers, or of other projects, that a user may bring along."""
+
+
+def why_refused(key: str) -> str | None:
+    """What to do instead of a key, which may be dotted; None where there is nothing against it."""
+    first = key.split(".")[0]
+    if key in REFUSED:
+        return REFUSED[key]
+    if first in ELSEWHERE:
+        return ELSEWHERE[first].format(key=key.removeprefix("env.").removeprefix("openai."))
+    return None
