@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.processes import RolloutServerProcess
+
+# As atropos-trainer does, before torch is used: its store looks up the name of every peer.
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch and transformers are imported, which read them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # torch's store looks up the name of every peer; a slow name server would hold up weight sync for its usual 5 s a try.
+    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # One line for each HTTP request drowns the one line for each step.
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -161,9 +163,12 @@ def _plain(value: Any) -> Any:
 def _train(config: GRPOConfig) -> int:
     from transformers.utils.logging import disable_progress_bar
 
+    from trainer.allocator import keep_freed_memory
     from trainer.grpo_trainer import GRPOTrainer
 
     disable_progress_bar()
+    if config.use_cpu:
+        keep_freed_memory()
     trainer = GRPOTrainer(config)
 
     def stop(number: int, _frame: object) -> None:

@@ -46,7 +46,7 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     tokenizer_name_or_path: str | None = None
     """The tokenizer that is saved beside the weights; the policy's own if absent. Nothing is tokenized here."""
     attn_implementation: str = "auto"
-    """sdpa, eager, or flash_attention_2. auto: flash_attention_2 where it is installed and can run, else sdpa."""
+    """sdpa (on a CPU segment by segment, without a mask of all tokens), eager, or flash_attention_2. auto: flash_attention_2 where it is installed and can run, else sdpa."""
     model_init_kwargs: dict[str, Any] | None = None
     """torch_dtype, attn_implementation, trust_remote_code and use_cache=false as trainers elsewhere take them."""
     trust_remote_code: bool = False

@@ -1,0 +1,1 @@
+"""What training costs, against TRL on the same tokens."""
