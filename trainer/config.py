@@ -46,7 +46,8 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     tokenizer_name_or_path: str | None = None
     """The tokenizer that is saved beside the weights; the policy's own if absent. Nothing is tokenized here."""
     attn_implementation: str = "auto"
-    """sdpa (on a CPU segment by segment, without a mask of all tokens), eager, or flash_attention_2. auto: flash_attention_2 where it is installed and can run, else sdpa."""
+    """sdpa (on a CPU segment by segment, without a mask of all tokens), eager, or flash_attention_2.
+    auto: flash_attention_2 where it is installed and can run, else sdpa."""
     model_init_kwargs: dict[str, Any] | None = None
     """torch_dtype, attn_implementation, trust_remote_code and use_cache=false as trainers elsewhere take them."""
     trust_remote_code: bool = False
@@ -190,7 +191,7 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     log_completions: bool = False
     """Send a sample of decoded completions to the sinks of report_to."""
     save_completions_probability: float | None = None
-    """Share of completions that is written into the run's folder."""
+    """Chance of each completion to be written to completions.jsonl; 8 a step if absent and log_completions is on."""
     activate_debugging_logs: bool = False
     """Log more of what the trainer does."""
 

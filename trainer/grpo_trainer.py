@@ -22,8 +22,10 @@ from atroposlib.wire.columns import Group
 from atroposlib.wire.models import RunInfo
 from trainer import checkpoints, deepspeed_presets, engine_link, run_setup
 from trainer.batch_stream import BatchStream, Client
+from trainer.completions_table import Decode
 from trainer.config import GRPOConfig
 from trainer.errors import TrainerError
+from trainer.hub import hub_target, push_folder
 from trainer.ledger import JsonLines, TrainerLedger
 from trainer.logprobs import PackedPolicy
 from trainer.lora import load_adapter
@@ -32,6 +34,7 @@ from trainer.micro_batch import RankShare, share_of_rank
 from trainer.policy_model import PolicySaver, prepare_partitioned
 from trainer.publication import Publication, Publisher, is_published
 from trainer.reference import AdapterOff, OwnCopy, own_policy, reference_of
+from trainer.run_watch import RunWatch
 from trainer.step_batch import StepBatch, build_step_batch
 from trainer.step_clock import StepClock
 from trainer.step_guard import StepGuard
@@ -89,6 +92,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         if tokenizer is not None and processing_class is not None and tokenizer is not processing_class:
             raise ConfigError("tokenizer and processing_class are two names of one thing: give one of them")
         prepare_tracking(config)
+        self._hub = hub_target(config)
         if config.deepspeed:
             deepspeed_presets.meet_ranks(on_cpu=config.use_cpu, timeout_s=config.ddp_timeout)
         # A fresh adapter is random.
@@ -155,10 +159,12 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             should_stop=lambda: self._stop_reason is not None,
         )
         self._publication: Publication | None = None
-        self._writers: tuple[JsonLines, TrainerLedger] | None = None
+        self._writers: tuple[JsonLines, TrainerLedger, RunWatch] | None = None
         try:
             if self.is_world_process_zero():
-                self._writers = (JsonLines(self._run_dir / "metrics.jsonl"), TrainerLedger(self._run_dir))
+                # First: it reads the lines of the steps that are not taken again.
+                watch = RunWatch(config, decode=self._decode(), start_step=self._saved_step)
+                self._writers = (JsonLines(self._run_dir / "metrics.jsonl"), TrainerLedger(self._run_dir), watch)
                 self._save_config()
             output = super().train(resume_from_checkpoint=str(self._resumed_from) if self._resumed_from else None)
             self._finish()
@@ -170,6 +176,10 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             return None
         finally:
             self._close()
+
+    def _decode(self) -> Decode | None:
+        tokenizer = self.processing_class if self.processing_class is not None else self._saver.tokenizer
+        return None if tokenizer is None else tokenizer.decode
 
     def request_stop(self, reason: str) -> None:
         """End after the step under way, with a checkpoint. Safe to call from a signal handler."""
@@ -261,6 +271,8 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         if self.is_world_process_zero():
             self._stream.commit(step)
             log.info("finished after %d steps: %s", step, self._run_dir / "final")
+            if self._hub is not None:
+                push_folder(self._run_dir / "final", self._hub)
 
     def _open_run(self) -> RunInfo:
         """Open the run on rank 0; every rank learns the answer, or the reason why there is none."""
@@ -406,7 +418,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
         weights = self._gather(batch.step + 1)
         if self._publication is None or self._writers is None:
             return
-        metrics_file, ledger = self._writers
+        metrics_file, ledger, watch = self._writers
         ledger.record(
             batch.step,
             groups=batch.group_ids,
@@ -425,6 +437,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             "learning_rate": learning_rate,
             **self._clock.finish(),
         }
+        self._metrics |= watch.after_step(batch.step, self._metrics, batch)
         metrics_file.append({"step": batch.step, "time": time.time(), "policy_version": published, **self._metrics})
         log.info(
             "step %d: reward %.3f, loss %.4f, grad_norm %.3f, staleness %d, kl %.4f, %d tokens, %.1f s (waited %.1f s)",
@@ -457,8 +470,12 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             self._saver.save(self.model, folder, weights)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """Nothing at start: the final model is uploaded once it is on disk, see hub."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: checkpoints stay here."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if has_adapter(self.model.lm):
