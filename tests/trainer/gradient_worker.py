@@ -59,6 +59,7 @@ class Layout:
     max_tokens: int
     shares_prompts: bool = True
     packs: bool = True
+    attention: str = "sdpa"
 
 
 LAYOUTS = {
@@ -67,6 +68,8 @@ LAYOUTS = {
     "packed_one": Layout(4096, shares_prompts=False),
     "packed_many": Layout(24, shares_prompts=False),
     "unpacked": Layout(4096, packs=False),
+    # On a CPU sdpa goes segment by segment; eager takes the mask that other devices have.
+    "eager": Layout(4096, attention="eager"),
 }
 ENGINES = ("torch", "zero1", "zero2", "zero3")
 
@@ -141,6 +144,7 @@ def step_of(run_dir: Path, model_dir: Path, groups: list[Group], engine: str, la
         max_steps=1,
         max_tokens_per_micro_batch=layout.max_tokens,
         pack=layout.packs,
+        attn_implementation=layout.attention,
         deepspeed=None if engine == "torch" else engine,
         max_grad_norm=1e9,
         **options,
