@@ -1,7 +1,7 @@
 """The vLLM worker's side of a weight transfer over gloo. vLLM loads it through `vllm_plugin.register`.
 
 Buckets are staged in host memory and loaded together at the commit, so a trainer that dies half way leaves
-the old weights whole. That costs one more copy of the weights in host memory, for the time of a transfer.
+the old weights whole. That costs one more copy of the weights in host memory.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from trainer.weight_sync.transports import gloo_group
 from trainer.weight_sync.transports.buckets import TensorSpec, lay_out
+from trainer.weight_sync.vllm_plugin.whole_model import load_whole_model
 
 
 @dataclass
@@ -58,6 +57,9 @@ class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
         self._meeting: gloo_group.Meeting | None = None
         self._rank_offset = 0
         self._staged: list[tuple[str, torch.Tensor]] = []
+        self._buffers: list[torch.Tensor] = []
+        """Host memory of one version, kept between updates: fresh memory costs more than filling it."""
+        self._filled = 0
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Join the trainer's group, leaving that of an earlier trainer."""
@@ -77,6 +79,7 @@ class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
     def start_weight_update(self) -> None:
         """Begin with nothing staged. The model is touched at the commit, not before."""
         self._staged.clear()
+        self._filled = 0
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Take one bucket, or commit."""
@@ -88,20 +91,25 @@ class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
         """Stage one bucket; on `commit`, load all that is staged."""
         if update_info.commit:
             staged, self._staged = self._staged, []
-            self._load(staged)
+            load_whole_model(self.model, self.model_config, staged)
             return
         if self._meeting is None:
             raise RuntimeError("this engine has met no trainer since it started: post /init_weight_transfer_engine")
         columns = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
         bucket = lay_out([TensorSpec(name, dtype_name, tuple(shape)) for name, dtype_name, shape in columns])
-        buffer = torch.empty(bucket.size_bytes, dtype=torch.uint8)
-        gloo_group.receive(
-            self._meeting,
-            buffer,
-            sequence=update_info.sequence,
-            rank_offset=self._rank_offset,
-            timeout_s=update_info.timeout_s,
-        )
+        buffer = self._next_buffer(bucket.size_bytes)
+        try:
+            gloo_group.receive(
+                self._meeting,
+                buffer,
+                sequence=update_info.sequence,
+                rank_offset=self._rank_offset,
+                timeout_s=update_info.timeout_s,
+            )
+        except BaseException:
+            # What was given up may still arrive, some time: never in memory that is used again.
+            self._forget()
+            raise
         for slot in bucket.slots:
             dtype = getattr(torch, slot.spec.dtype_name)
             tensor = buffer[slot.offset_bytes : slot.end_bytes].view(dtype).view(slot.spec.shape)
@@ -114,22 +122,17 @@ class GlooEngine(WeightTransferEngine):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Leave the trainer's group."""
         self._meeting = None
+        self._forget()
+
+    def _next_buffer(self, size_bytes: int) -> torch.Tensor:
+        if self._filled == len(self._buffers):
+            self._buffers.append(torch.empty(0, dtype=torch.uint8))
+        if self._buffers[self._filled].numel() < size_bytes:
+            self._buffers[self._filled] = torch.empty(size_bytes, dtype=torch.uint8)
+        self._filled += 1
+        return self._buffers[self._filled - 1][:size_bytes]
+
+    def _forget(self) -> None:
         self._staged.clear()
-
-    def _load(self, staged: list[tuple[str, torch.Tensor]]) -> None:
-        initialize_layerwise_reload(self.model)
-        try:
-            self.model.load_weights(iter(staged))
-        except BaseException:
-            self._forget_unfinished_layers()
-            raise
-        finally:
-            finalize_layerwise_reload(self.model, self.model_config)
-
-    def _forget_unfinished_layers(self) -> None:
-        """Let `finalize` put the old tensors back where a layer has only some of its new ones."""
-        for layer in self.model.modules():
-            info = get_layerwise_info(layer)
-            if info.can_load():
-                info.loaded_weights.clear()
-                info.load_numel = 0
+        self._buffers.clear()
+        self._filled = 0
