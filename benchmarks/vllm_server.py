@@ -21,8 +21,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from atroposlib.launch.inference import InferenceConfig, has_gpu, vllm_command, wait_until_ready
-from trainer.policy_model import PolicyWeights, build_policy
+from trainer.policy_model import build_policy
 from trainer.weight_sync.engines.vllm import VllmControl
+from trainer.weight_sync.sources import weight_source
+from trainer.weight_sync.transports.base import NamedWeights
 
 SMOL = "models/SmolLM2-135M-Instruct"
 
@@ -74,10 +76,12 @@ def make_random_model(folder: str) -> None:
         shutil.copy(file, folder)
 
 
-def trainer_weights(folder: str, dtype: torch.dtype) -> PolicyWeights:
+def trainer_weights(folder: str, dtype: torch.dtype) -> NamedWeights:
     """The weights as a trainer holds them."""
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    return PolicyWeights(build_policy(lm, logprob_chunk_size=256))
+    weights = weight_source(build_policy(lm, logprob_chunk_size=256), is_rank_0=True).gather()
+    assert weights is not None
+    return weights
 
 
 class CallTimes:

@@ -20,10 +20,10 @@ import httpx
 import torch
 
 from benchmarks.vllm_server import SMOL, running_server, trainer_weights
-from trainer.policy_model import PolicyWeights
 from trainer.weight_sync.config import WeightSyncConfig
 from trainer.weight_sync.connect import connect
 from trainer.weight_sync.publisher import WeightPublisher
+from trainer.weight_sync.transports.base import NamedWeights
 
 GROUPS, GROUP_SIZE = 8, 8
 PROMPT_TOKENS, MAX_TOKENS = 40, 64
@@ -69,7 +69,7 @@ def main() -> None:
 class Pushes:
     """Publishes at a steady pace, and counts what the server samples meanwhile."""
 
-    def __init__(self, url: str, weights: PolicyWeights, period_s: float) -> None:
+    def __init__(self, url: str, weights: NamedWeights, period_s: float) -> None:
         self._url = url
         self._weights = weights
         self._period_s = period_s

@@ -28,10 +28,10 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.vllm_server import CallTimes, model_folder, running_server, trainer_weights
-from trainer.policy_model import PolicyWeights
 from trainer.weight_sync.config import WeightSyncConfig
 from trainer.weight_sync.connect import connect
 from trainer.weight_sync.publisher import WeightPublisher
+from trainer.weight_sync.transports.base import NamedWeights
 
 PIECE_BYTES = 64 * 2**20
 PROMPT_TOKENS = 16
@@ -63,7 +63,7 @@ class Setting:
     """A running server and who publishes to it."""
 
     publisher: WeightPublisher
-    weights: PolicyWeights
+    weights: NamedWeights
     url: str
     folder: str
     times: CallTimes
@@ -75,7 +75,7 @@ class Setting:
         return self.publisher.publish(self.version, self.weights).seconds
 
 
-def bytes_sent(weights: PolicyWeights) -> int:
+def bytes_sent(weights: NamedWeights) -> int:
     return 2 * sum(tensor.numel() for _, tensor in weights)
 
 
@@ -109,7 +109,7 @@ def watch_a_request(setting: Setting, rounds: int) -> None:
     )
 
 
-def converting_s(weights: PolicyWeights) -> float:
+def converting_s(weights: NamedWeights) -> float:
     """Seconds to convert and copy the weights as the transport has to: a part of the push that is not in the limit."""
     start = time.monotonic()
     for _, tensor in weights:

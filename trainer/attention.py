@@ -15,18 +15,28 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from atroposlib.errors import ConfigError
+
 SEGMENT_SDPA = "segment_sdpa"
-"""torch's attention, segment by segment where the device is slow enough for that to pay; plain sdpa without a layout."""
+"""torch's attention, segment by segment on a CPU and where layers see only a window; plain sdpa without a layout."""
 SHARES_PROMPTS = ("sdpa", "eager", SEGMENT_SDPA)
 """Attention that can be told of prompts. Others find sequence boundaries in the position ids, and share no prompts."""
 
 
 def prepare(lm: Any) -> None:
-    """Let a model that uses sdpa do it segment by segment. Calls without a layout do what they did."""
+    """Let a model that uses sdpa do it segment by segment. Calls without a layout do what they did.
+
+    Raises:
+        ConfigError: eager attention, and a model whose layers see only a window.
+    """
     AttentionInterface.register(SEGMENT_SDPA, segment_attention)
     AttentionMaskInterface.register(SEGMENT_SDPA, sdpa_mask)
     if lm.config._attn_implementation == "sdpa":
         lm.set_attn_implementation(SEGMENT_SDPA)
+    elif lm.config._attn_implementation == "eager" and sliding_window_of(lm) is not None:
+        raise ConfigError(
+            "attn_implementation=eager knows no sliding window over packed sequences, and this model has one: use sdpa"
+        )
 
 
 def packed_mask(lm: Any, segments_1T: Tensor, prefixes_1T: Tensor) -> Tensor | None:
@@ -39,13 +49,19 @@ def packed_mask(lm: Any, segments_1T: Tensor, prefixes_1T: Tensor) -> Tensor | N
     kind = lm.config._attn_implementation
     if kind not in SHARES_PROMPTS:
         return None
-    if kind == SEGMENT_SDPA and segments_1T.device.type == "cpu":
+    if kind == SEGMENT_SDPA and (segments_1T.device.type == "cpu" or sliding_window_of(lm) is not None):
         return torch.stack([segments_1T, prefixes_1T], dim=1)[:, None]
     mask = dense_mask(segments_1T, prefixes_1T)
     if kind != "eager":
         return mask
     # Eager attention adds its mask to the scores.
     return torch.zeros(mask.shape, dtype=lm.dtype, device=mask.device).masked_fill(~mask, torch.finfo(lm.dtype).min)
+
+
+def sliding_window_of(lm: Any) -> int | None:
+    """Tokens that a layer of the model sees at most; None where every layer sees all."""
+    window: int | None = getattr(lm.config.get_text_config(), "sliding_window", None)
+    return window
 
 
 def dense_mask(segments_1T: Tensor, prefixes_1T: Tensor) -> Tensor:

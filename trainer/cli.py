@@ -29,13 +29,14 @@ examples:
   atropos-trainer --config trainer.yaml recipe=dapo beta=0.001
   atropos-trainer model=smollm2_135m recipe=smoke_cpu rollout_server_url=http://127.0.0.1:8000
   atropos-trainer --config trainer.yaml use_peft=true lora_r=32 ~weight_decay
-  atropos-trainer --config trainer.yaml 'run_dir=runs/${now:%Y%m%d-%H%M}' 'run_name=${oc.env:USER,me}-${loss_type}'
+  atropos-trainer --config trainer.yaml 'run_dir=runs/${oc.env:USER,me}-${loss_type}' 'project=week-${now:%V}'
   atropos-trainer --config trainer.yaml --dry-run
   atropos-trainer --print-config model_name_or_path=models/SmolLM2-135M-Instruct
   torchrun --nproc_per_node 2 -m trainer.cli --config trainer.yaml deepspeed=zero2
 
 Options win over each other in this order: defaults, presets, recipe, file, command line. --print-config shows the outcome.
-A run that was stopped goes on from its last checkpoint when the same command is given again.
+A run that was stopped goes on from its last checkpoint when the same command is given again, so run_dir should not name
+the time.
 """
 RESOLVED_CONFIG = "trainer_resolved.yaml"
 """Every option of the run with its origin, in run_dir."""
@@ -48,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch and transformers are imported, which read them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # torch's store looks up the name of every peer; a slow name server would hold up weight sync for its usual 5 s a try.
-    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+    # torch's store looks up the name of every peer; a name server that does not answer would hold up weight sync for its
+    # usual 5 s a try. Three tries: one lost packet is no missing name.
+    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:3")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # One line for each HTTP request drowns the one line for each step.
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -109,17 +111,22 @@ def _run(options: argparse.Namespace) -> int:
     if config.activate_debugging_logs:
         logging.getLogger("trainer").setLevel(logging.DEBUG)
     if config.process_index == 0:
-        _keep(describe(config, origins), Path(config.run_dir) / RESOLVED_CONFIG)
+        keep(config)
     return _train(config)
 
 
-def _keep(text: str, path: Path) -> None:
-    """Write the resolved configuration beside what comes of it."""
+def keep(config: GRPOConfig) -> None:
+    """Write the resolved configuration beside what comes of it, in RESOLVED_CONFIG.
+
+    Raises:
+        ConfigError: run_dir cannot be written.
+    """
+    path = Path(config.run_dir) / RESOLVED_CONFIG
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n", encoding="utf-8")
+        path.write_text(f"{describe(config, config.origins)}\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"run_dir={str(path.parent)!r} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"run_dir={config.run_dir!r} cannot be written: {error.strerror}") from error
 
 
 def describe(config: GRPOConfig, origins: dict[str, str]) -> str:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _ACCELERATE = "deepspeed_config"
 _NESTED = (*GROUPS, _ACCELERATE)
+_PLACES = ("run_dir", "output_dir")
+"""Folders in which the ranks of a run meet."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> GRPOConfig:
@@ -49,6 +51,7 @@ def load_config_with_origins(
     except (ValueError, TypeError) as error:
         raise ConfigError(f"impossible configuration: {error}") from error
     check_named_model(config)
+    config.origins = dict(composed.origins)
     return config, composed.origins
 
 
@@ -62,20 +65,27 @@ def layers(path: str | Path | None, overrides: Sequence[str]) -> list[Layer]:
     for layer in given:
         chosen |= layer.presets
     recipe = _preset_layers("recipe", chosen["recipe"]) if "recipe" in chosen else []
-    for layer in recipe:
+    for layer in reversed(recipe):
         chosen = layer.presets | chosen
     groups = [layer for name in presets.GROUPS[:-1] if name in chosen for layer in _preset_layers(name, chosen[name])]
     return [*groups, *recipe, *given]
 
 
 def _preset_layers(group: str, name: str, above: tuple[str, ...] = ()) -> list[Layer]:
-    """A preset after those of its own group that it builds upon. Presets of other groups are its choice, if nobody chooses."""
+    """A preset after those of its own group that it builds upon. A recipe chooses those of other groups, if nobody else does.
+
+    Raises:
+        ConfigError: no such preset, a circle, or a choice that only a recipe may make.
+    """
     if name in above:
         raise ConfigError(f"presets of {group} build upon each other in a circle: {' -> '.join((*above, name))}")
     bases, values = presets.load(group, name)
     source = f"{group}={name}"
     layer = layer_of_mapping(values, source=source, groups=_NESTED)
     layer.presets = {base_group: base for base_group, base in bases if base_group != group}
+    if layer.presets and group != "recipe":
+        others = ", ".join(f"{other}={base}" for other, base in layer.presets.items())
+        raise ConfigError(f"{source} builds upon {others}: only a recipe may choose presets of other groups")
     below = [
         lower
         for base_group, base in bases
@@ -105,7 +115,8 @@ class Composition:
 
     def values(self) -> dict[str, Any]:
         """Arguments of GRPOConfig: references resolved, numbers of the batch derived, each with the type of its field."""
-        references = Interpolation(self._lookup, environ=os.environ, now=datetime.now())
+        timeless = _PLACES if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ()
+        references = Interpolation(self._lookup, environ=os.environ, now=datetime.now(), timeless=timeless)
         flat = {name: references.resolve(value, key=name) for name, value in self._merged.items()}
         self._resolve_batch(flat)
         nested = _nested(flat)
@@ -180,9 +191,21 @@ class Composition:
         block = nested.pop(_ACCELERATE, None)
         if block is None:
             return
-        if nested.get("deepspeed") is not None:
-            raise ConfigError("deepspeed and deepspeed_config both configure DeepSpeed: give one of them")
+        level, own_level = self._level_of(_ACCELERATE), self._level_of("deepspeed")
+        if own_level > level:
+            return
+        if own_level == level and nested["deepspeed"] is not None:
+            raise ConfigError(
+                "deepspeed and deepspeed_config both configure DeepSpeed: give one of them, or ~deepspeed or "
+                "~deepspeed_config to take one back"
+            )
         nested["deepspeed"] = deepspeed_presets.from_accelerate(block)
+        self.origins["deepspeed"] = self._source_of(_ACCELERATE)
+
+    def _level_of(self, name: str) -> int:
+        """Of the highest layer that sets a key or a part of it; -1 for none."""
+        levels = (level for key, level in self._levels.items() if key == name or key.startswith(f"{name}."))
+        return max(levels, default=-1)
 
 
 def _is_used(name: str, layer: Layer, *, is_strict: bool) -> bool:

@@ -208,6 +208,15 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     """wandb, tensorboard, ...; metrics.jsonl is written in any case. wandb goes offline when it has no key."""
     project: str = "atropos"
 
+    origins: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    """Where each option that was set comes from; dotted inside a group. No option itself."""
+
+    def __new__(cls, *_: Any, **given: Any) -> Any:
+        """Remember which options were given: one that is given with its default value contradicts another name of it."""
+        config: Any = super().__new__(cls)
+        config._given = frozenset(given)
+        return config
+
     def __post_init__(self) -> None:
         self._resolve_names()
         self._resolve_batch()
@@ -256,8 +265,10 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
         self.group_size = _same("group_size", self.group_size, "num_generations", self.num_generations)
         self.num_generations = self.group_size
         for name, value in config_checks.from_model_init(self.model_init_kwargs or {}).items():
-            default = type(self).__dataclass_fields__[name].default
-            setattr(self, name, _same(name, _unless(getattr(self, name), default), f"model_init_kwargs.{name}", value))
+            here = self._if_given(name)
+            # auto leaves the choice to whoever makes one.
+            here = None if here == "auto" else here
+            setattr(self, name, _same(name, here, f"model_init_kwargs.{name}", value))
         if str(self.loss_type) == "dr_grpo":
             self._resolve_dr_grpo()
         if isinstance(self.report_to, str):
@@ -267,7 +278,7 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
 
     def _resolve_batch(self) -> None:
         sizes = resolve_batch(
-            batch_size=_unless(self.batch_size, _DEFAULT_BATCH_SIZE),
+            batch_size=self._if_given("batch_size"),
             per_device=self.per_device_train_batch_size,
             accumulation=self.gradient_accumulation_steps,
             ranks=int(os.environ.get("WORLD_SIZE", "1")),
@@ -278,6 +289,10 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
         # One item of our stream is one optimizer step; how it is cut into passes is packing's business.
         self.per_device_train_batch_size = 1
         self.gradient_accumulation_steps = 1
+
+    def _if_given(self, name: str) -> Any:
+        """The value of an option, or None where it is left at its default."""
+        return getattr(self, name) if name in self._given else None
 
     def _resolve_dr_grpo(self) -> None:
         if self.advantage_scale != "none" or self.loss_aggregation not in ("token_mean", "constant"):
@@ -293,11 +308,6 @@ def _same(name: str, value: Any, other_name: str, other: Any) -> Any:
     if value is not None and other is not None and value != other:
         raise ConfigError(f"{name}={value} and {other_name}={other} are the same option: give one of them")
     return other if value is None else value
-
-
-def _unless(value: Any, default: Any) -> Any:
-    """The value, or None where it is the default."""
-    return None if value == default else value
 
 
 GROUPS = {"weight_sync": [f.name for f in fields(WeightSyncConfig)]}

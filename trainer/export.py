@@ -57,7 +57,7 @@ def load_checkpoint(checkpoint: Path, *, base_model: str | None = None) -> Any:
     """The model of a checkpoint, its adapter merged in, if it has one.
 
     Raises:
-        ConfigError: the folder holds no model.
+        ConfigError: the folder holds no model, or an adapter whose model cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
 
@@ -71,7 +71,11 @@ def load_checkpoint(checkpoint: Path, *, base_model: str | None = None) -> Any:
         raise ConfigError(f"{checkpoint} holds an adapter that does not say of which model; give --base-model")
     from peft import PeftModel
 
-    lm = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"cannot load {base}, the adapter's model: {first}; give --base-model FOLDER") from error
     return PeftModel.from_pretrained(lm, checkpoint).merge_and_unload()
 
 

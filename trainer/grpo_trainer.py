@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from atroposlib.errors import AtroposError, ConfigError, ServerUnreachableError
 from atroposlib.wire.columns import Group
 from atroposlib.wire.models import RunInfo
-from trainer import checkpoints, deepspeed_presets, engine_link, run_setup
+from trainer import checkpoints, cli, deepspeed_presets, engine_link, run_setup
 from trainer.batch_stream import BatchStream, Client
 from trainer.completions_table import Decode
 from trainer.config import GRPOConfig
@@ -165,7 +166,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
                 # First: it reads the lines of the steps that are not taken again.
                 watch = RunWatch(config, decode=self._decode(), start_step=self._saved_step)
                 self._writers = (JsonLines(self._run_dir / "metrics.jsonl"), TrainerLedger(self._run_dir), watch)
-                self._save_config()
+                cli.keep(config)
             output = super().train(resume_from_checkpoint=str(self._resumed_from) if self._resumed_from else None)
             self._finish()
             return output
@@ -179,7 +180,7 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
 
     def _decode(self) -> Decode | None:
         tokenizer = self.processing_class if self.processing_class is not None else self._saver.tokenizer
-        return None if tokenizer is None else tokenizer.decode
+        return getattr(tokenizer, "decode", None)
 
     def request_stop(self, reason: str) -> None:
         """End after the step under way, with a checkpoint. Safe to call from a signal handler."""
@@ -265,7 +266,8 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             if step > self._saved_step and self.args.save_strategy != "no":
                 self._save_checkpoint(self.model_wrapped, trial=None)
                 self.committed()
-            log.info("stopped by %s after %d steps; the same command goes on", self._stop_reason, step)
+            stopper = self._stop_reason or "a callback"
+            log.info("stopped by %s after %d steps; the same command goes on", stopper, step)
             return
         self.save_model(str(self._run_dir / "final"))
         if self.is_world_process_zero():
@@ -289,18 +291,14 @@ class GRPOTrainer(Trainer):  # type: ignore[misc]
             raise info if info is not None else TrainerError("rank 0 sent no run")
         return info
 
-    def _save_config(self) -> None:
-        from trainer.cli import describe
-
-        self._run_dir.mkdir(parents=True, exist_ok=True)
-        (self._run_dir / "trainer.yaml").write_text(describe(self.args, {}) + "\n", encoding="utf-8")
-
     def _close(self) -> None:
-        if self._publication is not None:
-            self._publication.close()
-        self._stream.close()
-        for writer in self._writers or ():
-            writer.close()
+        # One that fails to close keeps no other open.
+        with ExitStack() as stack:
+            for writer in self._writers or ():
+                stack.callback(writer.close)
+            stack.callback(self._stream.close)
+            if self._publication is not None:
+                stack.callback(self._publication.close)
 
     # Batches
 

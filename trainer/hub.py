@@ -32,12 +32,10 @@ def hub_target(config: GRPOConfig) -> HubTarget | None:
     """Where a configuration wants the model; None where it wants no upload. To be asked at start, not after hours.
 
     Raises:
-        ConfigError: push_to_hub without a name or a token.
+        ConfigError: push_to_hub without a token.
     """
     if not config.push_to_hub:
         return None
-    if not config.hub_model_id:
-        raise ConfigError("push_to_hub needs hub_model_id=OWNER/NAME, and a token in HF_TOKEN")
     from huggingface_hub import get_token
 
     token = config.hub_token or get_token()

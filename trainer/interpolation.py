@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -21,12 +21,21 @@ class Interpolation:
         lookup: the value of a key, references in it unresolved. Raises ConfigError where there is no such key.
         environ: for ${oc.env:...}.
         now: for ${now:...}.
+        timeless: keys that must not depend on the time: several processes resolve them, and must find the same value.
     """
 
-    def __init__(self, lookup: Callable[[str], Any], *, environ: Mapping[str, str], now: datetime) -> None:
+    def __init__(
+        self,
+        lookup: Callable[[str], Any],
+        *,
+        environ: Mapping[str, str],
+        now: datetime,
+        timeless: Collection[str] = (),
+    ) -> None:
         self._lookup = lookup
         self._environ = environ
         self._now = now
+        self._timeless = timeless
 
     def resolve(self, value: Any, *, key: str) -> Any:
         """The value of `key` without references.
@@ -34,7 +43,7 @@ class Interpolation:
         A string that is one reference becomes what it refers to, with its type; else references become text.
 
         Raises:
-            ConfigError: a cycle, an unknown key, or a variable that is not set and has no default.
+            ConfigError: a cycle, an unknown key, a variable that is not set and has no default, or the time in a timeless key.
         """
         return self._resolve(value, (key,))
 
@@ -65,7 +74,7 @@ class Interpolation:
         if colon and kind in ("oc.env", "env"):
             return self._variable(argument, chain[0])
         if colon and kind == "now":
-            return self._now.strftime(argument)
+            return self._time(argument, chain[0])
         if colon:
             raise ConfigError(
                 f"{chain[0]}: unknown reference ${{{name}}}; there are ${{key}}, ${{oc.env:NAME}}, ${{now:%Y}}"
@@ -75,6 +84,14 @@ class Interpolation:
                 f"these keys refer to each other in a circle: {' -> '.join((*chain, name))}; give one a value"
             )
         return self._resolve(self._lookup(name), (*chain, name))
+
+    def _time(self, form: str, key: str) -> str:
+        if key in self._timeless:
+            raise ConfigError(
+                f"{key} refers to ${{now:{form}}}, and every rank reads its own clock, so they may not meet in one folder; "
+                "give a fixed name"
+            )
+        return self._now.strftime(form)
 
     def _variable(self, argument: str, key: str) -> str:
         name, comma, default = argument.partition(",")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from atroposlib.errors import AtroposError
+from atroposlib.errors import AtroposError, ConfigError
 from trainer.weight_sync.errors import NumericsError, TakenOverError
 from trainer.weight_sync.states import Deadlines
 from trainer.weight_sync.transports.base import NamedWeights
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 IDLE_CHECK_S = 5.0
 """How often a waiting trainer looks whether an inference server came back without its weights."""
 
-_FATAL = (TakenOverError, NumericsError)
-"""Another trainer has the servers, or none computes as this one does: to go on would harm."""
+_FATAL = (TakenOverError, NumericsError, ConfigError)
+"""Another trainer has the servers, none computes as this one does, or none can ever get weights: to go on would harm."""
 
 
 def is_published(version: int, *, engine_version: int) -> bool:
@@ -97,6 +97,8 @@ class Publication:
         if self._publisher is not None:
             try:
                 self._publisher.attach()
+            except _FATAL:
+                raise
             except AtroposError as error:
                 log.warning("no inference server yet, going on without: %s", error)
         if version < self._engine_version:

@@ -157,6 +157,9 @@ def reference_of(
     if own is None:
         return AdapterOff(policy)
     partition = None
+    if deepspeed_config is not None and not is_partitioned(policy):
+        # DeepSpeed has cast the policy, and does not autocast.
+        own.to(next(policy.parameters()).dtype)
     if deepspeed_config is not None and is_partitioned(policy):
         partition = partial(_in_engine, config=deepspeed_config, device=config.device)
     return OwnCopy(own, device=config.device, is_offloaded=config.offload_untrained_models, partition=partition)

@@ -45,6 +45,7 @@ REFUSED: dict[str, str] = {
     "local_rank": "the launcher sets it",
     "logging_strategy": "use logging_steps; metrics.jsonl has every step in any case",
     "logging_nan_inf_filter": "metrics.jsonl shows what happened",
+    **dict.fromkeys(("hub_strategy", "hub_always_push"), "the final model is uploaded once it is saved"),
     "disable_tqdm": "one line of log a step is all there is",
     "restore_callback_states_from_checkpoint": "there are no such callbacks",
 }  # fmt: skip

@@ -79,13 +79,13 @@ class RunWatch:
     def _show_completions(self, batch: StepBatch) -> None:
         if self._decode is None:
             return
-        rows = rows_of(batch, chosen(batch, probability=self._probability, seed=self._seed), self._decode)
         try:
+            rows = rows_of(batch, chosen(batch, probability=self._probability, seed=self._seed), self._decode)
             self._completions.append(rows)
-        except OSError as error:
-            # A full disk must not cost the run its step: the text is for people.
-            log.warning("completions of step %d are not written: %s", batch.step, error)
-        self._send_table(rows)
+            self._send_table(rows)
+        except Exception as error:
+            # Anything, from a tokenizer, a disk or a network: a picture for people must not cost the run its step.
+            log.warning("completions of step %d are not shown: %s: %s", batch.step, type(error).__name__, error)
 
 
 def earlier_steps(path: Path, *, before: int) -> Iterator[dict[str, Any]]:

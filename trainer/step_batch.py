@@ -1,4 +1,4 @@
-"""What one optimizer step trains on: the sequences of its groups, each with advantage, loss weight and temperature.
+"""What one optimizer step trains on: the sequences of its groups, each with advantage and temperature.
 
 Every rank builds the same StepBatch from the whole batch, so all averages over the batch are known without talking.
 No torch here: tensors are made in micro_batch.py.

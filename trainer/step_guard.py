@@ -6,12 +6,12 @@ import logging
 import math
 from typing import Any
 
-from trainer.errors import NonFiniteError
+from trainer.errors import NonFiniteError, TrainerError
 
 log = logging.getLogger(__name__)
 
 MOST_IN_A_ROW = 3
-"""Steps in a row that may be skipped; more of them, and the run is over."""
+"""This many batches in a row with a skipped optimizer step end the run."""
 
 
 class StepGuard:
@@ -34,11 +34,20 @@ class StepGuard:
     def check(self, grad_norm: float, model: Any, accelerator: Any, *, loss: float = 0.0) -> None:
         """Take the gradients away where they or the loss are no numbers: optimizers leave parameters without one alone.
 
+        Raises:
+            TrainerError: DeepSpeed did not.
+
         Args:
             loss: of the whole batch; a step of it that was skipped before explains one that is no number.
         """
         if self._is_deepspeed:
-            self.skipped += bool(accelerator.optimizer_step_was_skipped)
+            was_skipped = bool(accelerator.optimizer_step_was_skipped)
+            if not was_skipped and not math.isfinite(grad_norm):
+                raise TrainerError(
+                    "DeepSpeed has taken a step with a gradient that is no number, so the weights are none either: go on from "
+                    "the last checkpoint, with ZeRO stage 1 to 3 and without bf16.check_grad_overflow=false"
+                )
+            self.skipped += was_skipped
         elif not math.isfinite(grad_norm) or not (self.skipped or math.isfinite(loss)):
             model.zero_grad(set_to_none=True)
             self.skipped += 1

@@ -140,7 +140,7 @@ def micro_loss(
     total = policy + supervised
     if rule.kl_placement == "loss":
         total = total + rule.beta * kl
-    if not _is_policy_gradient(micro, rule):
+    if not is_policy_gradient(micro, rule):
         total = total + rule.distill_coef * distill
     if rule.entropy_coef:
         total = total - rule.entropy_coef * (entropies_M * counts_M).sum()
@@ -188,7 +188,8 @@ def _kl(micro: MicroBatch, logprobs_M: Tensor, before_M: Tensor, rule: LossRule)
     return torch.where(micro.is_supervised_M, 0.0, kl_estimate(policy_M, micro.ref_logprobs_M, rule.kl_estimator))
 
 
-def _is_policy_gradient(micro: MicroBatch, rule: LossRule) -> bool:
+def is_policy_gradient(micro: MicroBatch, rule: LossRule) -> bool:
+    """Whether the teacher's logprobs act as advantages, and no distribution is compared."""
     ids_MK = micro.distill_token_ids_MK
     # One candidate is no distribution: what it says is the logprob of one token.
     return ids_MK is not None and (rule.gkd_mode == "policy_gradient" or ids_MK.shape[1] == 1)
@@ -203,7 +204,7 @@ def _distillation(
     if rule.distill_coef == 0 or ids_MK is None or teacher_MK is None:
         return nothing_M, nothing_M
     is_there_MK = teacher_MK > PADDING_LOGPROB / 2
-    if _is_policy_gradient(micro, rule):
+    if is_policy_gradient(micro, rule):
         is_target_MK = is_there_MK & (ids_MK == micro.target_ids_M[:, None])
         teacher_M = teacher_MK.masked_fill(~is_target_MK, -torch.inf).amax(-1)
         difference_M = (teacher_M - logprobs_M.detach()).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

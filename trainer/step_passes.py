@@ -14,7 +14,7 @@ from trainer.logprobs import CandidateScores, TokenScores
 from trainer.metrics import TokenSums
 from trainer.micro_batch import MicroBatch, RankShare
 from trainer.reference import Reference
-from trainer.step_loss import LossRule, micro_loss
+from trainer.step_loss import LossRule, is_policy_gradient, micro_loss
 
 Minibatches = Sequence[Sequence[MicroBatch]]
 
@@ -75,7 +75,7 @@ class StepPasses:
                 self._backward(loss * self._ranks)
 
     def _loss(self, model: Any, micro: MicroBatch, sums: TokenSums) -> Tensor:
-        wants_candidates = micro.distill_token_ids_MK is not None and self._rule.gkd_mode == "jsd"
+        wants_candidates = micro.distill_token_ids_MK is not None and not is_policy_gradient(micro, self._rule)
         scores = forward(
             model,
             micro,

@@ -83,8 +83,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--log-dir", metavar="DIR", type=Path, help="default: runs/inference-PORT")
     parser.add_argument("--ready-timeout", metavar="SECONDS", type=float, default=600.0, help="default: %(default)s")
     parser.add_argument(
-        "--max-pause", metavar="SECONDS", type=float, default=180.0,
-        help="resume an engine that no trainer resumes; 0: never; default: %(default)s",
+        "--max-pause", metavar="SECONDS", type=float, help="resume an engine that no trainer resumes; longer than a "
+        "publication may take with all of its attempts, which follows from weight_sync.timeout_s; 0: never; default: 1200",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the command line, start nothing")
     parser.set_defaults(run=run)
@@ -136,6 +136,7 @@ def service_of(arguments: argparse.Namespace) -> InferenceService:
     from pydantic import ValidationError
 
     from atroposlib.launch.inference import InferenceConfig
+    from atroposlib.launch.inference_watch import DEFAULT_MAX_PAUSE_S
     from atroposlib.launch.serve_inference import InferenceService
 
     given = {name: value for name in FIELDS if (value := getattr(arguments, name)) is not None}
@@ -158,7 +159,7 @@ def service_of(arguments: argparse.Namespace) -> InferenceService:
         python=arguments.python,
         log_dir=arguments.log_dir or Path(f"runs/inference-{config.port}"),
         ready_timeout_s=arguments.ready_timeout,
-        max_pause_s=arguments.max_pause,
+        max_pause_s=DEFAULT_MAX_PAUSE_S if arguments.max_pause is None else arguments.max_pause,
     )
 
 

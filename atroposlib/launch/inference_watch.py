@@ -14,8 +14,8 @@ from atroposlib.launch.engine_look import Look
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
-DEFAULT_MAX_PAUSE_S = 180.0
-"""Longer than a publication of the trainer may take with all of its attempts."""
+DEFAULT_MAX_PAUSE_S = 1200.0
+"""Longer than a publication may take with all of its attempts at weight_sync.timeout_s=60; raise with it."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from atroposlib.wire.models import InferenceServer, InferenceServerStatus, Role
 log = logging.getLogger(__name__)
 
 CALL_S = 5.0
+OWN = "engine: "
+"""Begins a problem that this process wrote, now or before it was started again; others are the trainer's."""
 
 
 class Registry(Protocol):
@@ -22,9 +24,11 @@ class Registry(Protocol):
     async def remove_server(self, url: str) -> None: ...  # noqa: D102
 
 
-def joined_problem(registered: str, *, own_before: str, own: str) -> str:
+def joined_problem(registered: str, own: str) -> str:
     """What to write for a server's problem: ours first; else what somebody else, the trainer, has against it."""
-    return own or ("" if registered == own_before else registered)
+    if own:
+        return f"{OWN}{own}"
+    return "" if registered.startswith(OWN) else registered
 
 
 class Registration:
@@ -37,7 +41,6 @@ class Registration:
     def __init__(self, registry: Registry, *, url: str, role: Role, model_name: str) -> None:
         self._registry = registry
         self._entry = InferenceServer(url=url, role=role, model_name=model_name)
-        self._own_problem = ""
         self._is_heard = True
 
     async def report(self, policy_version: int | None, problem: str) -> None:
@@ -55,7 +58,7 @@ class Registration:
             return
         if not self._is_heard:
             log.info("the rollout server takes reports again")
-        self._own_problem, self._is_heard = problem, True
+        self._is_heard = True
 
     async def leave(self) -> None:
         """Take the server off the list, so that nobody sends requests to it any more."""
@@ -70,4 +73,4 @@ class Registration:
             (entry.server.problem for entry in await self._registry.servers() if entry.server.url == self._entry.url),
             "",
         )
-        return joined_problem(registered, own_before=self._own_problem, own=own)
+        return joined_problem(registered, own)

@@ -40,7 +40,7 @@ class RunFolder:
 
     @property
     def trainer_config(self) -> Path:
-        """What the trainer is started with; its own trainer.yaml holds every option with its value."""
+        """What the trainer is started with; its own trainer_resolved.yaml holds every option with its value."""
         return self.path / "trainer_launch.yaml"
 
     @property

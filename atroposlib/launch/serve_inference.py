@@ -30,7 +30,7 @@ GRACE_S = 20.0
 """An engine on a GPU takes a while to give its memory back."""
 # Whoever started the service decides whether it is started again.
 NO_RESTART = RestartConfig(max_restarts=0, max_restarts_before_ready=0)
-ALL_INTERFACES = ("0.0.0.0", "::")
+ALL_INTERFACES = "0.0.0.0"
 
 ShowProgress = Callable[[float, str], None]
 """Told of the seconds since the start, and what the engine said last."""
@@ -56,6 +56,10 @@ class InferenceService:
     max_pause_s: float = DEFAULT_MAX_PAUSE_S
 
     def __post_init__(self) -> None:
+        if ":" in self.config.host:
+            raise ConfigError(
+                f"host={self.config.host}: IPv4 addresses and names only; {ALL_INTERFACES} is any interface"
+            )
         if self.role != "policy" and self.config.weight_transfer != "none":
             raise ConfigError(
                 f"weight_transfer={self.config.weight_transfer} is for policy servers: a {self.role} server never gets"
@@ -67,7 +71,7 @@ class InferenceService:
         """Base URL for others."""
         if self.address:
             return self.address.rstrip("/").removesuffix("/v1")
-        is_anywhere = self.config.host in ALL_INTERFACES
+        is_anywhere = self.config.host == ALL_INTERFACES
         return f"http://{socket.gethostname()}:{self.config.port}" if is_anywhere else self.config.url
 
     @property

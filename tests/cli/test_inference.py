@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import io
 import os
 import re
 import signal
@@ -23,8 +25,11 @@ from atroposlib.cli.main import build_parser, main
 from atroposlib.client import RolloutClient
 from atroposlib.launch.engine_look import EngineName
 from atroposlib.launch.inference import InferenceConfig
+from atroposlib.launch.serve_inference import InferenceService
 from atroposlib.wire.models import InferenceServer, Role
 from tests.processes import RolloutServerProcess, free_port
+from trainer.publication import longest_s
+from trainer.weight_sync.config import WeightSyncConfig
 
 FAKE_ENGINE = Path(__file__).parents[1] / "launch" / "fakes" / "engine.py"
 DEADLINE_S = 20.0
@@ -220,6 +225,7 @@ def test_a_teacher_keeps_its_weight_routes_closed(capsys: pytest.CaptureFixture[
         (["--max-lora-rank", "9"], "--max-lora-rank=9: input should be 1, 8, 16"),
         (["--port", "70000"], "--port=70000: input should be less than or equal to 65535"),
         (["--dtype", "int3"], "--dtype=int3: input should be 'auto', 'bfloat16'"),
+        (["--host", "::"], "host=::: IPv4 addresses and names only; 0.0.0.0 is any interface"),
         (["--role", "judge", "--weight-transfer", "gloo"], "a judge server never gets weights"),
     ],
 )
@@ -236,6 +242,24 @@ def test_the_options_are_those_of_the_config_with_its_defaults() -> None:
     for name, (_, text) in inference.FIELDS.items():
         default = InferenceConfig.model_fields[name].default
         assert default is None or str(default) in text, name
+
+
+def test_a_pause_may_last_as_long_as_a_publication() -> None:
+    default = InferenceService(InferenceConfig(model="m")).max_pause_s
+    arguments = build_parser().parse_args(["inference", "m"])
+    arguments.extra = []
+
+    assert default > longest_s(WeightSyncConfig().timeout_s)
+    assert inference.service_of(arguments).max_pause_s == default
+    assert f"default: {default:.0f}" in help_text()
+
+
+def help_text() -> str:
+    parser = argparse.ArgumentParser()
+    inference.add_parser(parser.add_subparsers())
+    with contextlib.redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit):
+        parser.parse_args(["inference", "--help"])
+    return " ".join(output.getvalue().split())
 
 
 def test_the_choices_are_those_of_the_wire() -> None:

@@ -217,9 +217,18 @@ class FakeRegistry:
 
 
 def test_what_the_trainer_has_against_a_server_is_kept_and_an_own_problem_ends_with_its_cause() -> None:
-    assert joined_problem("quarantined", own_before="", own="") == "quarantined"
-    assert joined_problem("quarantined", own_before="", own="dead") == "dead"
-    assert joined_problem("dead", own_before="dead", own="") == ""
+    assert joined_problem("quarantined", "") == "quarantined"
+    assert joined_problem("quarantined", "dead") == "engine: dead"
+    assert joined_problem("engine: dead", "") == ""
+
+
+async def test_an_own_problem_ends_even_when_another_process_wrote_it() -> None:
+    registry = FakeRegistry()
+    await Registration(registry, url=URL, role="policy", model_name="smol").report(None, "dead")
+
+    await Registration(registry, url=URL, role="policy", model_name="smol").report(4, "")
+
+    assert registry.entries[URL].problem == ""
 
 
 async def test_an_entry_follows_the_server_and_goes_with_it() -> None:
@@ -229,7 +238,7 @@ async def test_an_entry_follows_the_server_and_goes_with_it() -> None:
     await registration.report(None, "")
     assert registry.entries[URL] == InferenceServer(url=URL, model_name="smol")
     await registration.report(None, "dead")
-    assert registry.entries[URL].problem == "dead"
+    assert registry.entries[URL].problem == "engine: dead"
     await registration.report(4, "")
     assert registry.entries[URL] == InferenceServer(url=URL, model_name="smol", policy_version=4)
     await registration.leave()

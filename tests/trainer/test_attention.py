@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import MistralConfig, MistralForCausalLM
 
+from atroposlib.errors import ConfigError
 from tests.trainer.fakes import VOCABULARY, tiny_llama
 from trainer.attention import SEGMENT_SDPA, dense_mask, packed_mask, segment_attention
 from trainer.logprobs import PackedPolicy, TokenScores
@@ -160,3 +162,42 @@ def test_an_accelerator_gets_a_dense_mask() -> None:
 
     assert mask is not None
     assert (tuple(mask.shape), mask.dtype) == ((1, 1, 4, 4), torch.bool)
+
+
+def a_windowed_model(attn_implementation: str) -> Any:
+    config = MistralConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, sliding_window=4, attn_implementation=attn_implementation,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return MistralForCausalLM(config).eval()
+
+
+def test_a_model_that_sees_only_a_window_is_packed_with_that_window() -> None:
+    lm = a_windowed_model("sdpa")
+    sequences = [[5, 9, 2, 7, 7, 3, 1, 8, 4, 6], [3, 1, 4, 1, 5, 9, 2, 6]]
+    with torch.no_grad():
+        alone = [lm(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1) for ids in sequences]
+        expected = [
+            logits.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+            for logits, ids in zip(alone, sequences, strict=True)
+        ]
+        found_M = score(PackedPolicy(lm, chunk_size=100), sequences).logprobs_M
+
+    torch.testing.assert_close(found_M, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_the_window_holds_on_an_accelerator_too() -> None:
+    segments = torch.zeros(1, 6, dtype=torch.int64, device="meta")
+    windowed, plain = a_windowed_model("sdpa"), tiny_llama()
+    for lm in (windowed, plain):
+        PackedPolicy(lm, chunk_size=1)
+
+    # The layout leads to attention segment by segment, which knows the window; a dense mask does not.
+    assert packed_mask(windowed, segments, segments).dtype == torch.int64  # type: ignore[union-attr]
+    assert packed_mask(plain, segments, segments).dtype == torch.bool  # type: ignore[union-attr]
+
+
+def test_eager_attention_is_refused_where_layers_see_only_a_window() -> None:
+    with pytest.raises(ConfigError, match="use sdpa"):
+        PackedPolicy(a_windowed_model("eager"), chunk_size=1)

@@ -96,6 +96,19 @@ def test_nothing_is_written_unless_asked_for(tmp_path: Path) -> None:
     assert not (tmp_path / FILE).exists()
 
 
+def test_completions_that_cannot_be_shown_cost_no_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(*_: Any) -> str:
+        raise RuntimeError("no such token")
+
+    config = a_config(tmp_path, log_completions=True)
+    for options in ({"decode": fails}, {"decode": decode, "send_table": fails}):
+        run = RunWatch(config, **options)
+        assert run.after_step(3, {}, a_batch()) == {"completion/masked_frac": pytest.approx(0.0, abs=1)}
+        run.close()
+
+    assert caplog.text.count("are not shown: RuntimeError: no such token") == 2
+
+
 def test_logged_completions_go_to_the_file_and_to_the_sink(tmp_path: Path) -> None:
     run, sent = watch(tmp_path, log_completions=True)
     run.after_step(0, {}, a_batch())

@@ -170,6 +170,15 @@ def test_references_take_values_types_and_defaults_of_other_keys(
     assert config.run_dir == f"runs/{datetime.now():%Y}/p-ppo_clip-2"
 
 
+@pytest.mark.parametrize("options", [["run_dir=r/${now:%S}"], ["run_dir=r/${project}", "project=${now:%S}"]])
+def test_ranks_must_meet_in_one_folder(model: str, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    with pytest.raises(ConfigError, match=r"run_dir refers to \$\{now:%S\}, and every rank reads its own clock"):
+        Composition(layers(None, [model, *options])).values()
+    assert Composition(layers(None, [model, "project=${now:%Y}"])).values()["project"] == f"{datetime.now():%Y}"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -266,6 +275,50 @@ def test_fields_of_a_file_of_accelerate_may_be_given_one_by_one(model: str) -> N
     values = Composition(layers(None, [model, *options])).values()
 
     assert zero_stage(values["deepspeed"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("in_file", "above", "stage"),
+    [
+        ("deepspeed: zero1", "deepspeed_config.zero_stage=3", 3),
+        ("deepspeed_config: {zero_stage: 3}", "deepspeed=zero1", 1),
+    ],
+)
+def test_the_higher_of_two_ways_to_configure_deepspeed_wins(
+    tmp_path: Path, in_file: str, above: str, stage: int
+) -> None:
+    composition = Composition(layers(a_file(tmp_path, f"{in_file}\n"), [above]))
+
+    assert zero_stage(deepspeed_config(composition.values()["deepspeed"], max_grad_norm=1.0)) == stage
+    assert composition.origins["deepspeed"] == "the command line"
+
+
+def write_presets(folder: Path, texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        path = folder / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_recipe_upon_a_recipe_chooses_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    write_presets(
+        tmp_path,
+        {
+            "data/a": "max_staleness: 1", "data/b": "max_staleness: 2",
+            "recipe/low": "defaults: [data/a]", "recipe/high": "defaults: [recipe/low, data/b]",
+        },
+    )  # fmt: skip
+
+    assert Composition(layers(None, ["recipe=high"])).values() == {"max_staleness": 2}
+
+
+def test_only_a_recipe_chooses_presets_of_other_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    write_presets(tmp_path, {"data/a": "max_staleness: 1", "reward/c": "defaults: [data/a]"})
+
+    with pytest.raises(ConfigError, match="reward=c builds upon data=a: only a recipe"):
+        layers(None, ["reward=c"])
 
 
 def test_a_value_is_found_through_any_chain_of_references() -> None:

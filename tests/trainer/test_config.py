@@ -230,8 +230,18 @@ def test_options_of_the_model_may_come_as_its_keyword_arguments(model_dir: str) 
     config = GRPOConfig(model_init_kwargs={"dtype": "bfloat16", "use_cache": False, "attn_implementation": "eager"})
 
     assert (config.torch_dtype, config.attn_implementation) == ("bfloat16", "eager")
+    assert GRPOConfig(attn_implementation="auto", model_init_kwargs={"attn_implementation": "eager"})
     with pytest.raises(ConfigError, match=r"attn_implementation=sdpa and model_init_kwargs.attn_implementation=eager"):
         GRPOConfig(attn_implementation="sdpa", model_init_kwargs={"attn_implementation": "eager"})
+
+
+def test_an_option_with_its_default_value_is_given_all_the_same() -> None:
+    assert GRPOConfig(batch_size=64, per_device_train_batch_size=4).batch_size == 64
+    assert GRPOConfig(per_device_train_batch_size=4).batch_size == 4
+    with pytest.raises(ConfigError, match=r"torch_dtype=float32 and model_init_kwargs.torch_dtype=bfloat16"):
+        GRPOConfig(torch_dtype="float32", model_init_kwargs={"dtype": "bfloat16"})
+    with pytest.raises(ConfigError, match=r"trust_remote_code=False and model_init_kwargs.trust_remote_code=True"):
+        GRPOConfig(trust_remote_code=False, model_init_kwargs={"trust_remote_code": True})
 
 
 def test_the_names_of_other_trainers_work_in_python_too() -> None:

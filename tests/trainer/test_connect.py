@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -239,7 +240,7 @@ def test_another_engine_among_the_servers_makes_it_choose_again() -> None:
     second: Any = chosen._transport
     assert first.events == ["prepare", "leave"]
     assert second.engines == {VLLM: "vllm", SGLANG: "sglang"}
-    assert second.events == ["open", "prepare", "send 1"]
+    assert second.events == ["prepare", "open", "send 1"]  # while the engines still generate
 
 
 def test_a_stranger_that_does_not_suit_is_the_culprit_and_the_choice_stands() -> None:
@@ -255,6 +256,37 @@ def test_a_stranger_that_does_not_suit_is_the_culprit_and_the_choice_stands() ->
 
     assert set(caught.value.culprits) == {SGLANG}
     chosen.open(members(VllmControl(VLLM)), timeout_s=1)
+
+
+def test_servers_that_come_late_are_prepared_for_before_they_are_paused() -> None:
+    chosen = ChosenTransport(FakeTransport, {})
+    shipment = chosen.prepare(iter(WEIGHTS.items()), "1")
+
+    chosen.open(members(VllmControl(VLLM)), timeout_s=1)
+    transport: Any = chosen._transport
+    assert transport.events == ["prepare", "open"]
+
+    chosen.send(shipment, timeout_s=1)
+    assert transport.events == ["prepare", "open", "send 1"]
+
+
+def test_an_opening_that_prepared_for_too_long_goes_no_further() -> None:
+    class Slow(FakeTransport):
+        def prepare(self, weights: NamedWeights, weight_version: str) -> str:
+            time.sleep(0.05)
+            return super().prepare(weights, weight_version)
+
+    chosen = ChosenTransport(Slow, {})
+    shipment = chosen.prepare(WEIGHTS.items(), "1")
+
+    with pytest.raises(TransferError, match="its time was up"):
+        chosen.open(members(VllmControl(VLLM)), timeout_s=0.01)
+
+    transport: Any = chosen._transport
+    assert transport.events == ["prepare"]
+    chosen.open(members(VllmControl(VLLM)), timeout_s=1)
+    chosen.send(shipment, timeout_s=1)
+    assert transport.events == ["prepare", "open", "send 1"]
 
 
 def test_nothing_can_be_sent_before_a_server_has_answered() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trainer.weight_sync.errors import DeltaBaseError, DeltaCorruptError
 from trainer.weight_sync.transports import delta_codec
-from trainer.weight_sync.transports.delta_codec import apply_delta, apply_in_place, encode_delta, read_header
+from trainer.weight_sync.transports.delta_codec import apply_in_place, encode_delta, read_header
 
 Weights = dict[str, torch.Tensor]
 
@@ -29,6 +29,17 @@ def bits_of(weights: Weights) -> dict[str, tuple[torch.dtype, torch.Size, bytes]
         name: (tensor.dtype, tensor.shape, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         for name, tensor in weights.items()
     }
+
+
+def apply_delta(base: Weights, blob: bytes, *, base_version: str) -> Weights:
+    """Rebuild the new version from its base, which stays as it is."""
+    entries = {entry.spec.name: entry for entry in read_header(blob).tensors}
+    new = {
+        name: tensor.detach().contiguous().clone() if name in entries and entries[name].changed else tensor
+        for name, tensor in base.items()
+    }
+    apply_in_place(new, blob, base_version=base_version)
+    return {name: new[name] for name in entries}
 
 
 @st.composite

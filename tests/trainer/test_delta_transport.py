@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,12 +21,14 @@ from trainer.weight_sync.errors import (
     DiskFullError,
     ForeignWeightsError,
     ServerSyncError,
+    TransferError,
     WeightSyncError,
 )
 from trainer.weight_sync.passage import Prove
 from trainer.weight_sync.publisher import WeightPublisher
 from trainer.weight_sync.states import Edge
-from trainer.weight_sync.transports import files
+from trainer.weight_sync.transports import delta, files
+from trainer.weight_sync.transports.base import Member
 from trainer.weight_sync.transports.delta import DeltaTransport
 from trainer.weight_sync.transports.delta_files import write_full
 from trainer.weight_sync.transports.delta_receiver import DeltaReceiver
@@ -416,3 +420,35 @@ def test_a_whole_version_under_another_name_is_refused(model_folder: Path, tmp_p
     with pytest.raises(DeltaCorruptError, match="holds version '1' instead of '2'"):
         control.receiver.receive(path, version="2", is_delta=False)
     assert control.weights == {}
+
+
+def test_a_whole_version_that_is_still_being_written_is_waited_for_and_not_written_twice(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = threading.Event()
+    writes: list[str] = []
+
+    def slow(*args: Any, **options: Any) -> Path:
+        writes.append(options["version"])
+        written.wait(20)
+        return tmp_path / "v1"
+
+    monkeypatch.setattr(delta, "write_full", slow)
+    transport = DeltaTransport(
+        ThreadPoolExecutor(1), folder=tmp_path / "w", keep=2, dtype=torch.bfloat16, model_folder=str(model_folder)
+    )
+    transport.prepare(the_weights(1).items(), "1")
+    stranger: Any = FakeControl("http://one", model_folder)
+    members = [Member(stranger, 1, "of another trainer")]
+    abandoned = threading.Thread(target=transport.open, args=(members,), kwargs={"timeout_s": 20.0})
+    abandoned.start()
+    while not writes:
+        time.sleep(0.005)
+
+    with pytest.raises(TransferError, match="still being written"):
+        transport.open(members, timeout_s=0.01)
+    written.set()
+    abandoned.join()
+    transport.open(members, timeout_s=5)
+
+    assert writes == ["1"]

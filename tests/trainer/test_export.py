@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def test_an_adapter_is_merged_into_its_model(tmp_path: Path) -> None:
     assert not any("lora" in name for name, _ in found.named_parameters())
     assert (logits(lm) - before).abs().max() > 0.01
     torch.testing.assert_close(logits(found), logits(lm), atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_of_an_adapter_that_is_gone_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
+
+    assert main([str(tmp_path), str(tmp_path / "out")]) == 2
+
+    error = capsys.readouterr().err
+    assert f"cannot load {tmp_path / 'base'}, the adapter's model" in error
+    assert "give --base-model FOLDER" in error
 
 
 def _adapter(name: str) -> str:

@@ -21,7 +21,7 @@ TOLERANCE = 1e-5
 REFERENCE_SEED = 4
 CASES = cases()
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(660)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def found(ranks: int, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ans
     command = [sys.executable, *(launcher if ranks > 1 else []), str(WORKER), str(out_dir)]
     # One thread each: spinning OpenMP threads of several processes on few cores stop each other.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=220, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     answers: dict[str, dict[str, Any]] = torch.load(out_dir / "found.pt")
     return {name: Answer(**values) for name, values in answers.items()}

@@ -266,9 +266,13 @@ def test_a_request_to_stop_while_waiting_ends_with_a_checkpoint(tmp_path: Path) 
 
 
 def test_the_configuration_is_saved_beside_the_checkpoints(tmp_path: Path) -> None:
+    own = tmp_path / "trainer.yaml"
+    own.write_text("mine")
+
     a_trainer(tmp_path, FakeRolloutServer(), max_steps=1).train()
 
-    assert (tmp_path / "trainer.yaml").read_text().count("max_steps: 1") == 1
+    assert (tmp_path / "trainer_resolved.yaml").read_text().count("max_steps: 1") == 1
+    assert own.read_text() == "mine"
 
 
 # LoRA

@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM
 from atroposlib.errors import ConfigError
 from tests.trainer.fakes import VOCABULARY, tiny_llama
 from trainer.logprobs import PackedPolicy
-from trainer.policy_model import PolicyWeights, build_policy
+from trainer.policy_model import build_policy
+from trainer.weight_sync.sources import weight_source
 
 SEQUENCES = [[3, 1, 4, 1, 5], [9], [2, 6, 5], [3, 5, 8, 9, 7, 9, 3]]
 
@@ -127,8 +128,9 @@ def test_dropout_is_off() -> None:
 
 
 def test_weights_have_hugging_face_names_and_can_be_read_again() -> None:
-    weights = PolicyWeights(build_policy(tiny_llama(), logprob_chunk_size=4))
+    weights = weight_source(build_policy(tiny_llama(), logprob_chunk_size=4), is_rank_0=True).gather()
 
+    assert weights is not None
     names = [name for name, _ in weights]
 
     assert "model.embed_tokens.weight" in names

@@ -360,6 +360,52 @@ def test_a_rollout_server_that_is_away_is_a_named_error_and_leaves_nothing_runni
     assert threading.active_count() == before
 
 
+def test_a_server_that_is_away_between_two_publications_has_missed_none(clock: Clock) -> None:
+    pool = a_pool(clock, FakeRegistry(an_entry(A), an_entry(B)))
+    pool.refresh()
+    pool.note(a_result(1, ok=[A, B]))
+    away = ServerResult(B, None, 0.0, ServerSyncError(B, Edge.ATTACH, "connection refused"))
+    for _ in range(5):
+        pool.note(PublishResult(1, 0.1, (ServerResult(A, "1", 0.0), away)))
+
+    assert members(pool) == [A, B]
+
+    for version in (2, 3, 4):
+        pool.note(PublishResult(version, 0.1, (ServerResult(A, str(version), 0.0), away)))
+    assert members(pool) == [A]
+
+
+def test_a_registered_url_that_is_none_fails_alone(clock: Clock, engines: list[FakeVllm]) -> None:
+    registry = FakeRegistry(an_entry(engines[0].url), an_entry("http://engine:port"))
+    config = WeightSyncConfig(timeout_s=5, transport="gloo", bucket_mib=BUCKET_MIB)
+    publisher = PooledPublisher(connect([], config), a_pool(clock, registry))
+
+    result = publisher.publish(1, WEIGHTS.items())
+
+    publisher.close()
+    (failed,) = result.failed
+    assert "it is no URL" in str(failed.error)
+    assert engines[0].version == "1"
+
+
+def test_a_registry_whose_name_is_looked_up_forever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.weight_sync.registry.CALL_S", 0.05)
+    monkeypatch.setattr("trainer.weight_sync.registry.GRACE_S", 0.05)
+    answered = threading.Event()
+
+    class Slow:
+        async def __aenter__(self) -> Any:
+            # As getaddrinfo does: the loop cannot close before it is back.
+            await asyncio.get_running_loop().run_in_executor(None, answered.wait, 20)
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+    with pytest.raises(ServerUnreachableError, match="did not answer"):
+        RolloutRegistry(Slow).servers()  # type: ignore[arg-type]
+    assert not answered.is_set()
+    answered.set()
+
+
 def test_a_server_that_comes_back_after_it_left_begins_anew(clock: Clock) -> None:
     registry = FakeRegistry(an_entry(A), an_entry(B))
     pool = a_pool(clock, registry)
@@ -372,7 +418,7 @@ def test_a_server_that_comes_back_after_it_left_begins_anew(clock: Clock) -> Non
     pool.refresh()
     registry.entries.append(an_entry(B))
     assert members(pool) == [A, B]
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(ServerSyncError, match="closed"):
         left.health(timeout_s=1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from atroposlib.errors import ConfigError
 from tests.trainer.fakes import FakePublisher
 from trainer import publication
 from trainer.publication import Publication, is_published, longest_s
@@ -105,3 +106,21 @@ def test_a_version_that_is_not_published_needs_no_weights() -> None:
 def test_the_bound_on_a_publication_follows_the_timeout() -> None:
     assert 3 * 60 < longest_s(60.0) < 1800 - 600
     assert longest_s(30.0) < longest_s(60.0)
+
+
+@pytest.mark.parametrize("where", ["attach", "publish", "ensure_current"])
+def test_servers_that_can_never_get_weights_end_the_run(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    publisher = FakePublisher()
+
+    def refuse(*_: object) -> None:
+        raise ConfigError("delta is for vLLM")
+
+    monkeypatch.setattr(publisher, where, refuse)
+    keeper = a_publication(publisher, [])
+
+    def run() -> None:
+        keeper.start(0, [])
+        keeper.while_idle()
+
+    with pytest.raises(ConfigError, match="delta is for vLLM"):
+        run()

@@ -21,6 +21,7 @@ from trainer.weight_sync.engines.sglang import SglangControl
 from trainer.weight_sync.errors import ServerSyncError, WeightSyncError
 from trainer.weight_sync.publisher import WeightPublisher
 from trainer.weight_sync.states import Edge
+from trainer.weight_sync.transports import torch_group
 from trainer.weight_sync.transports.flat_buckets import flat_buckets
 from trainer.weight_sync.transports.sglang_group import SglangGroupTransport
 
@@ -498,3 +499,19 @@ def test_flat_buckets_lose_nothing_hold_one_dtype_and_keep_to_their_size(
     for bucket in buckets:
         assert len({spec.dtype_name for spec in bucket.specs}) == 1
         assert len(bucket.flat) <= capacity_bytes or len(bucket.specs) == 1 or bucket.specs[0].size_bytes == 0
+
+
+def test_a_group_that_breaks_when_it_is_used_costs_one_attempt(
+    servers: list[FakeSglang], publisher: WeightPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broadcast, tries = torch_group.broadcast, iter([True])
+
+    def breaks_once(*args: Any, **options: Any) -> Any:
+        if next(tries, False):
+            raise RuntimeError("connection closed by peer")
+        return broadcast(*args, **options)
+
+    monkeypatch.setattr(torch_group, "broadcast", breaks_once)
+
+    assert publisher.publish(1, WEIGHTS.items()).failed == ()
+    assert all(runs(fake, "1") for fake in servers)

@@ -116,3 +116,13 @@ def test_a_folder_is_loaded_and_then_named() -> None:
         {"method": "reload_weights", "kwargs": {"weights_path": "/weights/v3"}, "timeout": 7},
         {"new_version": "3"},
     ]
+
+
+@pytest.mark.parametrize(
+    "found", [[], [{"index": "x"}], [{"token_ids": [1], "logprobs": {"token_logprobs": []}}], "no"]
+)
+def test_an_answer_of_another_form_is_an_error_of_the_server(found: Any) -> None:
+    with pytest.raises(ServerSyncError, match="no token ids or no logprobs"):
+        Answers(200, {"choices": found}).control.sample([[1]], max_tokens=1, temperature=1.0, timeout_s=1)
+    with pytest.raises(ServerSyncError, match="no number"):
+        Answers(200, {"world_size": found}).control.world_size(timeout_s=1)

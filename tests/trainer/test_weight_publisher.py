@@ -95,13 +95,14 @@ def test_a_server_that_dies_half_way_is_named_and_the_other_is_served(
 
     assert [failed.server for failed in result.failed] == [servers[1].url]
     assert runs(servers[0], "1")
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 3.0 * 3
 
 
 def test_a_server_that_answers_but_spoils_every_transfer_is_left_out(
-    servers: list[FakeVllm], publisher: WeightPublisher
+    servers: list[FakeVllm],
 ) -> None:
     servers[1].faults["/update_weights"] = broken
+    publisher = connect([fake.url for fake in servers], WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=60.0))
     start = time.monotonic()
 
     result = publisher.publish(1, WEIGHTS.items())
@@ -112,7 +113,8 @@ def test_a_server_that_answers_but_spoils_every_transfer_is_left_out(
     assert "RuntimeError: broken" in failed.error.reason
     assert runs(servers[0], "1")
     assert not servers[1].is_paused
-    assert time.monotonic() - start < 2  # nobody waited for a deadline
+    assert time.monotonic() - start < 50  # nobody waited for a deadline
+    publisher.close()
 
 
 def test_a_server_that_falls_silent_costs_one_deadline(servers: list[FakeVllm], publisher: WeightPublisher) -> None:

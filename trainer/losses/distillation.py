@@ -40,7 +40,7 @@ def topk_jsd(student_logprobs_MK: Tensor, teacher_logprobs_MK: Tensor, is_there_
 def _with_tail(logprobs_MK: Tensor, is_there_MK: Tensor) -> Tensor:
     """[M, K + 1] the candidates and, last, all the probability that they leave."""
     absent = math.log(SMALLEST)
-    candidates_MK = torch.where(is_there_MK, logprobs_MK.clamp(min=absent, max=0.0), absent)
+    candidates_MK = torch.where(is_there_MK, logprobs_MK.clamp(max=0.0), absent)
     covered_M = torch.where(is_there_MK, candidates_MK.exp(), 0.0).sum(-1)
     tail_M = torch.log((1.0 - covered_M).clamp(min=SMALLEST))
     return torch.cat([candidates_MK, tail_M[:, None]], dim=-1)

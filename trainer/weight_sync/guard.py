@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 from trainer.weight_sync.config import WeightSyncConfig
@@ -55,25 +56,40 @@ class NumericsGuard:
         self._chat_ids = chat_ids
         self._probed: set[str] = set()
         self._lock = threading.Lock()
+        self._open: object | None = None
+        """Identifies the publication during which the policy may be scored; None between two."""
         self.refused: dict[str, NumericsError] = {}
         """Servers that failed the probe, by URL, until they pass it."""
 
-        def scored(token_ids: Sequence[int], temperature: float) -> list[float]:
-            # The model is one, and servers are proven side by side.
-            with self._lock:
-                return score(token_ids, temperature)
-
-        self._score = scored
+        self._score = score
         self._fingerprint = Fingerprint(
             prompts,
-            lambda token_ids: scored(token_ids, 1.0),
+            lambda token_ids: self._scored(token_ids, 1.0, self._open),
             config.fingerprint_every if can_fingerprint else 0,
             config.max_logprob_difference,
             model=model,
         )
 
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Let the policy be scored while this lasts. Its end waits for a forward pass that is under way.
+
+        Afterwards the policy trains: a proof that was given up and still runs must not touch it.
+        """
+        with self._lock:
+            self._open = object()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open = None
+
     def expect(self, version: int) -> None:
-        """Compute what the weights of this moment give, where that is needed. Call it before each publication."""
+        """Compute what the weights of this moment give, where that is needed. Call it before each publication.
+
+        Raises:
+            WeightSyncError: not within scoring().
+        """
         self._fingerprint.expect(str(version))
 
     def prove(self, control: EngineControl, weight_version: str) -> None:
@@ -97,11 +113,22 @@ class NumericsGuard:
             raise next(iter(self.refused.values()))
 
     def _probe(self, engine: EngineControl) -> None:
-        limit = self._config.max_logprob_difference
+        limit, publication = self._config.max_logprob_difference, self._open
         try:
-            verdicts = probe(cast(SamplingControl, engine), self._prompts, self._score, limit=limit, model=self._model)
+            verdicts = probe(
+                cast(SamplingControl, engine),
+                self._prompts,
+                lambda token_ids, temperature: self._scored(token_ids, temperature, publication),
+                limit=limit,
+                model=self._model,
+                timeout_s=self._config.timeout_s,
+            )
+        except ServerSyncError:
+            raise
         except NumericsError as error:
             self.refused[engine.url] = error
+            raise ServerSyncError(engine.url, Edge.VERIFY, str(error)) from error
+        except WeightSyncError as error:
             raise ServerSyncError(engine.url, Edge.VERIFY, str(error)) from error
         self.refused.pop(engine.url, None)
         self._probed.add(engine.url)
@@ -111,12 +138,27 @@ class NumericsGuard:
         )
         self._compare_prompts(engine)
 
+    def _scored(self, token_ids: Sequence[int], temperature: float, publication: object | None) -> list[float]:
+        # The model is one, and servers are proven side by side.
+        with self._lock:
+            if publication is None or self._open is not publication:
+                raise WeightSyncError(
+                    "the proof took longer than its publication: the trainer's weights are no longer those to compare "
+                    "with; raise weight_sync.timeout_s"
+                )
+            return self._score(token_ids, temperature)
+
     def _compare_prompts(self, engine: EngineControl) -> None:
         """Only said: environments that send token ids need no template of the server's."""
         if self._chat_ids is None or engine.engine != "vllm":
             return
         try:
-            check_prompt(cast(SamplingControl, engine), GREETING, self._chat_ids(GREETING))
+            expected = self._chat_ids(GREETING)
+        except Exception as error:  # a template is a program of the model's authors
+            log.warning("the trainer's chat template fails on a plain message, so prompts are not compared: %r", error)
+            return
+        try:
+            check_prompt(cast(SamplingControl, engine), GREETING, expected)
         except (NumericsError, ServerSyncError) as error:
             log.warning("environments that use the chat route sample from other prompts than are trained: %s", error)
 
@@ -142,17 +184,28 @@ class GuardedPublisher:
         Raises:
             NumericsError: no server computes as the trainer does.
         """
-        self._guard.expect(version)
-        try:
+        with self._guarded():
+            self._guard.expect(version)
             return self._publisher.publish(version, weights)
-        except WeightSyncError:
-            self._guard.raise_refused()
-            raise
 
     def ensure_current(self, version: int, weights: NamedWeights) -> PublishResult:
-        """See WeightPublisher.ensure_current."""
-        return self._publisher.ensure_current(version, weights)
+        """See WeightPublisher.ensure_current.
+
+        Raises:
+            NumericsError: no server computes as the trainer does.
+        """
+        with self._guarded():
+            return self._publisher.ensure_current(version, weights)
 
     def close(self) -> None:
         """See WeightPublisher.close."""
         self._publisher.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            with self._guard.scoring():
+                yield
+        except WeightSyncError:
+            self._guard.raise_refused()
+            raise

@@ -12,6 +12,7 @@ from atroposlib.wire.models import InferenceServer, InferenceServerStatus
 from trainer.weight_sync.engines.control import EngineControl
 from trainer.weight_sync.membership import KnownServer, Membership, PoolLimits, base_url, decide_membership
 from trainer.weight_sync.results import PublishResult, ServerResult
+from trainer.weight_sync.states import Edge
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +83,18 @@ class Pool:
         return [self._controls[url] for url in now.members]
 
     def note(self, result: PublishResult) -> None:
-        """Take in what became of a publication, and tell the registry."""
-        now = self._clock()
+        """Take in what became of a publication, and tell the registry.
+
+        A server that does not answer an idle check has missed no publication: it is asked again with the next version.
+        """
+        now, is_again = self._clock(), result.version == self._version
         self._version = result.version
         reports = []
         for server in result.servers:
             url, known = base_url(server.server), self._known.get(base_url(server.server), KnownServer())
             if server.error is None:
                 self._known[url] = known.after_success(str(server.weight_version))
-            else:
+            elif not (is_again and server.error.edge is Edge.ATTACH):
                 self._known[url] = known.after_failure(server.error.reason, now)
             if report := self._report_of(url, server):
                 reports.append(report)

@@ -29,7 +29,7 @@ class WeightPublisher:
     publication. Every wait is bounded. Not for use from two threads at once.
 
     Args:
-        controls: one for each server.
+        controls: one for each server. The publisher owns these, not those that set_controls brings.
         transport: how the weights travel.
         calls: runs the calls to the servers; four threads a server: those of a failed attempt linger until their deadline,
             and the next attempt must not queue behind them.
@@ -60,6 +60,7 @@ class WeightPublisher:
         )
         self._transport = transport
         self._calls = calls
+        self._own = tuple(controls)
         self._versions = SentVersions()
         self._unproven: set[str] = set()
 
@@ -68,10 +69,16 @@ class WeightPublisher:
 
         The caller closes the controls that it no longer passes here. Those of the last call are closed by close().
         """
-        before = set(self._controls)
-        self._controls = {control.url: control for control in controls}
+        before, self._controls = self._controls, {control.url: control for control in controls}
+        if any(before.get(url, control) is not control for url, control in self._controls.items()):
+            # What is open holds the control of before, which its owner may have closed.
+            self._passage.leave()
+        for control in self._own:
+            if self._controls.get(control.url) is not control:
+                control.close()
+        self._own = ()
         # A newcomer may have been left paused by a trainer that died.
-        self._passage.suspects |= set(self._controls) - before
+        self._passage.suspects |= self._controls.keys() - before.keys()
 
     def attach(self) -> None:
         """Resume the servers that a dead trainer left paused, and open the way to every server that answers.

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from atroposlib.client import RolloutClient
 from atroposlib.errors import ServerUnreachableError
 from atroposlib.wire.models import InferenceServer, InferenceServerStatus
+from trainer.weight_sync.states import GRACE_S
+from trainer.weight_sync.watched import run_within
 
 T = TypeVar("T")
 
@@ -48,6 +50,7 @@ class RolloutRegistry:
                 return await work(client)
 
         try:
-            return asyncio.run(bounded())
+            # Closing the loop waits for a name that is being looked up, which nothing else bounds.
+            return run_within(lambda: asyncio.run(bounded()), timeout_s=CALL_S + GRACE_S, name="inference-registry")
         except TimeoutError:
             raise ServerUnreachableError(f"the rollout server did not answer within {CALL_S:.0f} s") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -104,3 +105,8 @@ class Deadlines:
         stand_still_s = self.drain_s + self.pause_s + self.send_s + 2 * self.verify_s + 2 * self.resume_s
         open_s = prove_s = self.send_s
         return ATTEMPTS * (ask_s + open_s + stand_still_s + prove_s + self.leave_s + _WATCHED_STEPS * GRACE_S)
+
+
+def time_left(deadline: float) -> float:
+    """The seconds until `deadline` on time.monotonic(), or a moment if it has passed: the call then fails by itself."""
+    return max(deadline - time.monotonic(), 0.05)

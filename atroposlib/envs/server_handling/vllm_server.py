@@ -67,7 +67,10 @@ class VLLMServer(NativeServer):
         return samples
 
     def _cache_salt(self) -> dict[str, str]:
-        """Keys and values of a prompt that another policy computed are not those of this one: they are not shared."""
+        """Keys and values of a prompt that another policy computed are not those of this one.
+
+        They are not shared from the first answer of a policy on: only an answer says which policy the server runs.
+        """
         return {} if self._last_version == NOT_SAMPLED else {"cache_salt": f"policy-{self._last_version}"}
 
     async def _get_logprobs_wrapper(self, **kwargs: Any) -> dict[str, Any]:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 
 from trainer.weight_sync.engines.control import EngineControl, EngineName, PauseMode
-from trainer.weight_sync.engines.http import EngineHttp, time_left
+from trainer.weight_sync.engines.http import EngineHttp
 from trainer.weight_sync.engines.sglang import SglangControl
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import ServerSyncError
-from trainer.weight_sync.states import Edge
+from trainer.weight_sync.states import Edge, time_left
 
 _ROUTES: tuple[tuple[str, EngineName], ...] = (
     ("/version", "vllm"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import httpx
 
 from trainer.weight_sync.errors import ServerSyncError
 from trainer.weight_sync.states import Edge
+
+UNREADABLE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+"""What reading an answer of another form than expected raises."""
 
 
 class EngineHttp:
@@ -22,7 +24,6 @@ class EngineHttp:
     def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._http = httpx.Client(
-            base_url=self.url,
             transport=transport,
             # An engine that fails in a call may reset the connection, so none is used twice. A publication
             # makes a dozen calls; a connection for each costs nothing.
@@ -38,17 +39,18 @@ class EngineHttp:
         """Return the answer, whatever its status.
 
         Raises:
-            ServerSyncError: there was none within `timeout_s`.
+            ServerSyncError: there was none within `timeout_s`, the URL is none, or close() was called.
         """
         try:
             # httpx's timeout is for each read and write; these answers are one small packet.
-            return self._http.request(method, path, timeout=timeout_s, **request)
+            return self._http.request(method, self.url + path, timeout=timeout_s, **request)
         except httpx.TimeoutException:
             raise ServerSyncError(self.url, edge, f"{path} did not answer within {timeout_s:.3g} s") from None
+        except httpx.InvalidURL as error:
+            raise ServerSyncError(self.url, edge, f"it is no URL: {error}; give http://HOST:PORT") from error
         except httpx.TransportError as error:
             raise ServerSyncError(self.url, edge, f"{path}: {type(error).__name__}: {error}") from error
-
-
-def time_left(deadline: float) -> float:
-    """The seconds until `deadline` on time.monotonic(), or a moment if it has passed: the call then fails by itself."""
-    return max(deadline - time.monotonic(), 0.05)
+        except RuntimeError as error:
+            if not self._http.is_closed:
+                raise
+            raise ServerSyncError(self.url, edge, f"{path}: this control is closed") from error

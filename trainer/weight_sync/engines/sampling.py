@@ -16,6 +16,21 @@ class Completion:
     """Nats, one for each token, as the engine reports them to environments."""
 
 
+def completion(token_ids: Sequence[int], logprobs: Sequence[float]) -> Completion:
+    """Raises TypeError or ValueError where an engine's answer holds no numbers, or not one logprob for each token."""
+    found = Completion([int(token) for token in token_ids], [float(nats) for nats in logprobs])
+    if len(found.token_ids) != len(found.logprobs) or not found.token_ids:
+        raise ValueError(f"{len(found.logprobs)} logprobs for {len(found.token_ids)} tokens")
+    return found
+
+
+def one_each(completions: list[Completion], prompts: Sequence[object]) -> list[Completion]:
+    """Raises ValueError unless there is one for each prompt."""
+    if len(completions) != len(prompts):
+        raise ValueError(f"{len(completions)} completions for {len(prompts)} prompts")
+    return completions
+
+
 class SamplingControl(Protocol):
     """One inference server. Every call raises ServerSyncError when it does not answer within timeout_s (seconds)."""
 

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 
 from trainer.weight_sync.engines.control import UNKNOWN_VERSION, EngineName, PauseMode
-from trainer.weight_sync.engines.http import EngineHttp, time_left
-from trainer.weight_sync.engines.sampling import Completion
+from trainer.weight_sync.engines.http import UNREADABLE, EngineHttp
+from trainer.weight_sync.engines.sampling import Completion, completion, one_each
 from trainer.weight_sync.errors import ServerSyncError
-from trainer.weight_sync.states import Edge
+from trainer.weight_sync.states import Edge, time_left
 
 _DRAIN_SHARE = 0.8
 """Of the time to pause, for requests to end; the rest is for the answer and the pause."""
@@ -47,9 +47,10 @@ class SglangControl:
     def world_size(self, *, timeout_s: float) -> int:
         """Return the number of workers behind this server, data parallel ones included."""
         info = self._call("GET", "/server_info", Edge.ATTACH, timeout_s)
+        sizes = self._sizes(info)
         # Attention data parallelism runs inside the tensor-parallel group and adds no workers.
-        replicas = 1 if info.get("enable_dp_attention") else info.get("dp_size", 1)
-        return int(info.get("tp_size", 1) * info.get("pp_size", 1) * replicas)
+        replicas = 1 if info.get("enable_dp_attention") else sizes["dp_size"]
+        return sizes["tp_size"] * sizes["pp_size"] * replicas
 
     def group_ranks(self, *, timeout_s: float) -> int:
         """Return how many ranks this server brings to a weight update group: one for each tensor-parallel worker.
@@ -57,12 +58,12 @@ class SglangControl:
         Raises:
             ServerSyncError: the server has replicas or stages, which cannot join.
         """
-        info = self._call("GET", "/server_info", Edge.ATTACH, timeout_s)
-        if info.get("dp_size", 1) > 1 or info.get("pp_size", 1) > 1:
-            sizes = f"dp_size={info.get('dp_size', 1)}, pp_size={info.get('pp_size', 1)}"
+        sizes = self._sizes(self._call("GET", "/server_info", Edge.ATTACH, timeout_s))
+        if sizes["dp_size"] > 1 or sizes["pp_size"] > 1:
+            found = f"dp_size={sizes['dp_size']}, pp_size={sizes['pp_size']}"
             fix = "start one server for each replica, or use weight_sync.transport=disk"
-            raise ServerSyncError(self.url, Edge.ATTACH, f"it runs {sizes}, but a weight update group takes 1; {fix}")
-        return int(info.get("tp_size", 1))
+            raise ServerSyncError(self.url, Edge.ATTACH, f"it runs {found}, but a weight update group takes 1; {fix}")
+        return sizes["tp_size"]
 
     def is_paused(self, *, timeout_s: float) -> bool:
         """Return whether generation is paused, or the server not ready for another reason; it tells no more.
@@ -133,7 +134,11 @@ class SglangControl:
     def adapters(self, *, timeout_s: float) -> dict[str, str]:
         """Return the folder that each adapter was loaded from, by the adapter's name."""
         cards = self._call("GET", "/v1/models", Edge.SEND, timeout_s).get("data", [])
-        return {card["id"]: card.get("root") or "" for card in cards if card.get("parent")}
+        try:
+            return {card["id"]: card.get("root") or "" for card in cards if card.get("parent")}
+        except UNREADABLE as error:
+            reason = f"/v1/models answered what cannot be read ({error!r}): {str(cards)[:300]}"
+            raise ServerSyncError(self.url, Edge.SEND, reason) from None
 
     def prompt_logprobs(self, token_ids: Sequence[int], *, model: str | None = None, timeout_s: float) -> list[float]:
         """See EngineControl.prompt_logprobs. They are at temperature 1."""
@@ -174,11 +179,12 @@ class SglangControl:
         answer = self._http.request("POST", "/generate", Edge.VERIFY, timeout_s, json=body)
         self._read(answer, "/generate", Edge.VERIFY)
         try:
-            return [
-                Completion(list(one["output_ids"]), [entry[0] for entry in one["meta_info"]["output_token_logprobs"]])
+            found = [
+                completion(one["output_ids"], [entry[0] for entry in one["meta_info"]["output_token_logprobs"]])
                 for one in answer.json()
             ]
-        except (KeyError, TypeError, IndexError) as error:
+            return one_each(found, prompts)
+        except UNREADABLE as error:
             reason = f"/generate gave no token ids or no logprobs: {answer.text[:300]}"
             raise ServerSyncError(self.url, Edge.VERIFY, reason) from error
 
@@ -221,11 +227,17 @@ class SglangControl:
             raise ServerSyncError(self.url, Edge.PAUSE, reason)
         self._read(answer, "/flush_cache", Edge.PAUSE)
 
+    def _sizes(self, info: Mapping[str, Any]) -> dict[str, int]:
+        try:
+            return {name: int(info.get(name, 1)) for name in ("tp_size", "pp_size", "dp_size")}
+        except UNREADABLE as error:
+            raise ServerSyncError(self.url, Edge.ATTACH, f"/server_info gave no sizes: {error!r}") from None
+
     def _prompt_logprobs_of(self, answer: Mapping[str, Any], n_tokens: int) -> list[float]:
         try:
             reported = [entry[0] for entry in answer["meta_info"]["input_token_logprobs"]]
             logprobs = [float(nats) for nats in reported[1:]]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except UNREADABLE as error:
             reason = f"/generate gave no prompt logprobs that can be read: {error!r}"
             raise ServerSyncError(self.url, Edge.VERIFY, reason) from error
         if len(reported) != n_tokens:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import httpx
 
 from trainer.weight_sync.engines.control import EngineName, PauseMode
-from trainer.weight_sync.engines.http import EngineHttp
-from trainer.weight_sync.engines.sampling import Completion
+from trainer.weight_sync.engines.http import UNREADABLE, EngineHttp
+from trainer.weight_sync.engines.sampling import Completion, completion, one_each
 from trainer.weight_sync.errors import ServerSyncError
 from trainer.weight_sync.states import Edge
+
+_T = TypeVar("_T")
 
 
 class VllmControl:
@@ -38,7 +40,8 @@ class VllmControl:
 
     def world_size(self, *, timeout_s: float) -> int:
         """Return the number of workers behind this server, data parallel ones included."""
-        return int(self._ask("GET", "/get_world_size", "world_size", Edge.ATTACH, timeout_s))
+        found = self._ask("GET", "/get_world_size", "world_size", Edge.ATTACH, timeout_s)
+        return self._read(lambda: int(found), "/get_world_size gave no number", Edge.ATTACH, found)
 
     def is_paused(self, *, timeout_s: float) -> bool:
         """Return whether generation is paused."""
@@ -109,7 +112,10 @@ class VllmControl:
     def adapters(self, *, timeout_s: float) -> dict[str, str]:
         """Return the folder that each adapter was loaded from, by the adapter's name."""
         cards = self._ask("GET", "/v1/models", "data", Edge.SEND, timeout_s)
-        return {card["id"]: card.get("root") or "" for card in cards if card.get("parent")}
+        return self._read(
+            lambda: {card["id"]: card.get("root") or "" for card in cards if card.get("parent")},
+            *("/v1/models gave no names", Edge.SEND, cards),
+        )
 
     def prompt_logprobs(self, token_ids: Sequence[int], *, model: str | None = None, timeout_s: float) -> list[float]:
         """See EngineControl.prompt_logprobs. A paused engine queues the request: ask after resume.
@@ -118,13 +124,13 @@ class VllmControl:
         server's --logprobs-mode.
         """
         body = {"prompt": list(token_ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        (choice,) = self._complete(body, model, timeout_s)
-        found = (choice.get("prompt_logprobs") or [])[1:]
-        try:
+        choices = self._complete(body, model, timeout_s)
+
+        def logprobs() -> list[float]:
+            found = choices[0]["prompt_logprobs"][1:]
             return [float(found[i][str(token_id)]["logprob"]) for i, token_id in enumerate(token_ids[1:])]
-        except (IndexError, KeyError):
-            reason = f"/v1/completions gave no logprobs of the prompt: {str(choice)[:300]}"
-            raise ServerSyncError(self.url, Edge.VERIFY, reason) from None
+
+        return self._read(logprobs, "/v1/completions gave no logprobs of the prompt", Edge.VERIFY, choices)
 
     def sample(
         self,
@@ -146,23 +152,38 @@ class VllmControl:
             "ignore_eos": True,
             "return_token_ids": True,
         }
-        choices = sorted(self._complete(body, model, timeout_s), key=lambda choice: int(choice["index"]))
-        try:
-            return [Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in choices]
-        except (KeyError, TypeError):
-            reason = f"/v1/completions gave no token ids or no logprobs: {str(choices)[:300]}"
-            raise ServerSyncError(self.url, Edge.VERIFY, reason) from None
+        choices = self._complete(body, model, timeout_s)
+
+        def completions() -> list[Completion]:
+            ordered = sorted(choices, key=lambda choice: int(choice["index"]))
+            found = [completion(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in ordered]
+            return one_each(found, prompts)
+
+        return self._read(completions, "/v1/completions gave no token ids or no logprobs", Edge.VERIFY, choices)
 
     def chat_token_ids(
         self, messages: Sequence[Mapping[str, str]], *, model: str | None = None, timeout_s: float
     ) -> list[int]:
         """See SamplingControl.chat_token_ids."""
         body = {"messages": [dict(message) for message in messages], "add_generation_prompt": True, **_named(model)}
-        return list(self._ask("POST", "/tokenize", "tokens", Edge.VERIFY, timeout_s, json=body))
+        found = self._ask("POST", "/tokenize", "tokens", Edge.VERIFY, timeout_s, json=body)
+        return self._read(lambda: [int(token) for token in found], "/tokenize gave no token ids", Edge.VERIFY, found)
 
-    def _complete(self, body: Mapping[str, Any], model: str | None, timeout_s: float) -> list[dict[str, Any]]:
+    def _complete(self, body: Mapping[str, Any], model: str | None, timeout_s: float) -> Any:
         request = {**body, **_named(model)}
-        return list(self._ask("POST", "/v1/completions", "choices", Edge.VERIFY, timeout_s, json=request))
+        return self._ask("POST", "/v1/completions", "choices", Edge.VERIFY, timeout_s, json=request)
+
+    def _read(self, read: Callable[[], _T], problem: str, edge: Edge, found: object) -> _T:
+        """What `read` makes of an answer.
+
+        Raises:
+            ServerSyncError: the answer has another form.
+        """
+        try:
+            return read()
+        except UNREADABLE as error:
+            reason = f"{problem}, {error!r}: {str(found)[:300]}"
+            raise ServerSyncError(self.url, edge, reason) from None
 
     def _call(self, method: str, path: str, edge: Edge, timeout_s: float, **request: Any) -> dict[str, Any]:
         response = self._http.request(method, path, edge, timeout_s, **request)

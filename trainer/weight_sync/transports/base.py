@@ -12,7 +12,7 @@ import torch
 
 from trainer.weight_sync.engines.control import EngineControl
 from trainer.weight_sync.errors import ServerSyncError, TransferError
-from trainer.weight_sync.states import Edge
+from trainer.weight_sync.states import Edge, time_left
 
 NamedWeights: TypeAlias = Iterable[tuple[str, torch.Tensor]]
 """Hugging Face checkpoint names and tensors. A tied output layer comes once, under the name of the embedding."""
@@ -121,8 +121,3 @@ def require_time(deadline: float, edge: Edge) -> None:
         raise TransferError(
             edge, f"its time was up {late_s:.3g} s ago; raise weight_sync.timeout_s if it was too short", {}
         )
-
-
-def time_left(deadline: float) -> float:
-    """The seconds until `deadline`, or a moment if it has passed: the call then fails by itself."""
-    return max(deadline - time.monotonic(), 0.05)

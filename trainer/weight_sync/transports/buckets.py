@@ -9,6 +9,10 @@ from math import prod
 # A view of another dtype must start at a multiple of its item size; this also suits vector loads.
 ALIGNMENT_BYTES = 64
 
+PIECE_ITEMS = 32768
+"""Elements that are converted at once. So few that torch does it in this thread: its others take many times longer to wake
+than the work does when a server is on the same cores. And the processor's cache still holds them for what comes next."""
+
 _ITEM_BYTES = {
     "float64": 8, "int64": 8,
     "float32": 4, "int32": 4,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -11,8 +13,8 @@ from atroposlib.errors import ConfigError
 from trainer.weight_sync.engines.control import EngineName
 from trainer.weight_sync.engines.detect import resolved
 from trainer.weight_sync.errors import ServerSyncError, TransferError, WeightSyncError
-from trainer.weight_sync.states import Edge
-from trainer.weight_sync.transports.base import Member, NamedWeights, Transport
+from trainer.weight_sync.states import Edge, time_left
+from trainer.weight_sync.transports.base import Member, NamedWeights, Transport, require_time
 
 log = logging.getLogger(__name__)
 
@@ -46,30 +48,41 @@ class ChosenTransport:
         self._engines = dict(engines)
         self._transport = choose(engines) if engines else None
         self._number = 0
+        self._latest: ChosenShipment | None = None
+        """What is on its way, for a transport that is chosen after it was prepared."""
+        self._preparing = threading.Lock()
 
     def prepare(self, weights: NamedWeights, weight_version: str) -> ChosenShipment:
         """See Transport.prepare. As long as no server has ever answered, this only keeps the weights."""
         kept = list(weights) if iter(weights) is weights else weights
-        shipment = ChosenShipment(kept, weight_version)
+        self._latest = shipment = ChosenShipment(kept, weight_version)
         if self._transport is not None:
             self._prepared(shipment, self._transport)
         return shipment
 
     def open(self, members: Sequence[Member], *, timeout_s: float) -> None:
-        """See Transport.open.
+        """Choose if need be, and prepare for what was chosen: the engines still generate. See Transport.open.
 
         Raises:
             ConfigError: no transport suits the first servers that answer.
-            TransferError: servers came that the chosen transport does not suit; they are the culprits.
+            TransferError: servers came that the chosen transport does not suit; they are the culprits. Or time was up.
         """
+        deadline = time.monotonic() + timeout_s
         members = [replace(member, control=resolved(member.control)) for member in members]
-        self._suit({member.control.url: member.control.engine for member in members})
-        self._chosen().open(members, timeout_s=timeout_s)
+        self._suit({member.control.url: member.control.engine for member in members}, deadline)
+        transport = self._chosen()
+        if self._latest is not None:
+            self._prepared_by(deadline, self._latest, transport)
+        transport.open(members, timeout_s=time_left(deadline))
 
     def send(self, shipment: ChosenShipment, *, timeout_s: float) -> None:
         """See Transport.send."""
+        deadline = time.monotonic() + timeout_s
         transport = self._chosen()
-        transport.send(self._prepared(shipment, transport), timeout_s=timeout_s)
+        prepared = self._prepared(shipment, transport)
+        require_time(deadline, Edge.SEND)
+        transport.send(prepared, timeout_s=time_left(deadline))
+        self._latest = None
 
     def leave(self) -> None:
         """See Transport.leave."""
@@ -81,12 +94,23 @@ class ChosenTransport:
             raise WeightSyncError("no inference server has answered yet, so there is no way to send weights")
         return self._transport
 
+    def _prepared_by(self, deadline: float, shipment: ChosenShipment, transport: Transport[Any]) -> None:
+        """Prepare in a thread that may have been abandoned: two must not prepare the same, and the late one ends here."""
+        if not self._preparing.acquire(timeout=time_left(deadline)):
+            reason = "the weights were not prepared in time; raise weight_sync.timeout_s"
+            raise TransferError(Edge.ATTACH, reason, {})
+        try:
+            self._prepared(shipment, transport)
+        finally:
+            self._preparing.release()
+        require_time(deadline, Edge.ATTACH)
+
     def _prepared(self, shipment: ChosenShipment, transport: Transport[Any]) -> Any:
         if self._number not in shipment.prepared:
             shipment.prepared[self._number] = transport.prepare(shipment.weights, shipment.weight_version)
         return shipment.prepared[self._number]
 
-    def _suit(self, engines: Mapping[str, EngineName]) -> None:
+    def _suit(self, engines: Mapping[str, EngineName], deadline: float) -> None:
         """Choose again if there is an engine among these that the choice did not reckon with."""
         known = set(self._engines.values())
         strangers = {url for url, engine in engines.items() if engine not in known}
@@ -99,6 +123,7 @@ class ChosenTransport:
                 raise
             culprits = {url: ServerSyncError(url, Edge.ATTACH, str(error)) for url in strangers}
             raise TransferError(Edge.ATTACH, str(error), culprits) from error
+        require_time(deadline, Edge.ATTACH)
         self.leave()
         self._transport, self._number = transport, self._number + 1
         self._engines |= engines

@@ -6,6 +6,7 @@ At the learning rates of RL few elements of a bfloat16 weight change in a step; 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,9 @@ from pathlib import Path
 import torch
 
 from trainer.weight_sync.engines.control import UNKNOWN_VERSION, EngineControl
-from trainer.weight_sync.errors import DeltaBaseError, ServerSyncError
-from trainer.weight_sync.states import Edge
-from trainer.weight_sync.transports.base import Member, NamedWeights, post, settle, time_left
+from trainer.weight_sync.errors import DeltaBaseError, ServerSyncError, TransferError
+from trainer.weight_sync.states import Edge, time_left
+from trainer.weight_sync.transports.base import Member, NamedWeights, post, require_time, settle
 from trainer.weight_sync.transports.delta_codec import encode_delta, is_same, layout, read_header
 from trainer.weight_sync.transports.delta_files import read_checkpoint, write_delta, write_full
 from trainer.weight_sync.transports.disk import local_model_folder, of_this_model
@@ -64,6 +65,7 @@ class DeltaTransport:
         self._shapes = tensor_shapes(self._model_folder)
         self._last: DeltaShipment | None = None
         self._full: Path | None = None
+        self._writing = threading.Lock()
         self._members: list[Member] = []
         self._failed: set[str] = set()
 
@@ -88,16 +90,25 @@ class DeltaTransport:
 
         Raises:
             DiskFullError: there is no room for it.
+            TransferError: it was not written in time.
         """
+        deadline = time.monotonic() + timeout_s
         self._members = list(members)
         last = self._last
         if last is None or self._full is not None:
             return
         if all(_has_it(member, last) or self._takes_delta(member, last) for member in members):
             return
-        start = time.monotonic()
-        self._full = write_full(self._fulls, last.tensors, version=last.version, dtype=self._dtype)
-        log.info("version %s: wrote %s in %.2f s", last.version, self._full, time.monotonic() - start)
+        # The thread of an attempt that was given up may still write.
+        if not self._writing.acquire(timeout=time_left(deadline)):
+            reason = f"version {last.version} is still being written; raise weight_sync.timeout_s"
+            raise TransferError(Edge.ATTACH, reason, {})
+        try:
+            if self._full is None:
+                self._write_full(last)
+        finally:
+            self._writing.release()
+        require_time(deadline, Edge.ATTACH)
 
     def send(self, shipment: DeltaShipment, *, timeout_s: float) -> None:
         """See Transport.send. A server that fails runs its old weights, and gets a whole version next time."""
@@ -122,6 +133,13 @@ class DeltaTransport:
         """See Transport.leave. The whole version is written anew when it is needed: it may be what was wrong."""
         self._members = []
         self._full = None
+
+    def _write_full(self, shipment: DeltaShipment) -> None:
+        start = time.monotonic()
+        path = write_full(self._fulls, shipment.tensors, version=shipment.version, dtype=self._dtype)
+        log.info("version %s: wrote %s in %.2f s", shipment.version, path, time.monotonic() - start)
+        if self._last is not None and self._last.tensors is shipment.tensors:
+            self._full = path
 
     def _on_host(self, weights: NamedWeights) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in of_this_model(weights, self._shapes, self._model_folder):

@@ -107,25 +107,6 @@ def read_header(blob: bytes) -> DeltaHeader:
     return _open(blob)[0]
 
 
-def apply_delta(base: Mapping[str, torch.Tensor], blob: bytes, *, base_version: str) -> dict[str, torch.Tensor]:
-    """Rebuild the new version from its base. What did not change shares its memory with `base`.
-
-    Args:
-        base: CPU tensors; more of them than the blob names are ignored.
-        base_version: what `base` is.
-    Raises:
-        DeltaCorruptError: the blob is not what was written.
-        DeltaBaseError: the blob was made from another base.
-    """
-    entries = {entry.spec.name: entry for entry in read_header(blob).tensors}
-    new = {
-        name: tensor.detach().contiguous().clone() if name in entries and entries[name].changed else tensor
-        for name, tensor in base.items()
-    }
-    apply_in_place(new, blob, base_version=base_version)
-    return {name: new[name] for name in entries}
-
-
 def apply_in_place(tensors: Mapping[str, torch.Tensor], blob: bytes, *, base_version: str) -> Callable[[], None]:
     """Turn contiguous CPU tensors from the base into the new version, for a fraction of what a copy of all would cost.
 

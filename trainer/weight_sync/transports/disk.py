@@ -14,8 +14,8 @@ import torch
 
 from trainer.weight_sync.engines.control import UNKNOWN_VERSION, EngineControl
 from trainer.weight_sync.errors import ForeignWeightsError, ServerSyncError, WeightSyncError
-from trainer.weight_sync.states import Edge
-from trainer.weight_sync.transports.base import Member, NamedWeights, post, require_time, settle, time_left
+from trainer.weight_sync.states import Edge, time_left
+from trainer.weight_sync.transports.base import Member, NamedWeights, post, require_time, settle
 from trainer.weight_sync.transports.files import Stamps, VersionFolders, check_folder, copy_files, stamps
 from trainer.weight_sync.transports.safetensors_file import FileRecord, tensor_shapes, write_model
 

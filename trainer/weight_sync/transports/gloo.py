@@ -12,12 +12,8 @@ import torch
 
 from trainer.weight_sync.states import Edge
 from trainer.weight_sync.transports.base import Member, NamedWeights, require_time
-from trainer.weight_sync.transports.buckets import Bucket, TensorSpec, plan_buckets
+from trainer.weight_sync.transports.buckets import PIECE_ITEMS, Bucket, TensorSpec, plan_buckets
 from trainer.weight_sync.transports.gloo_servers import GlooServers
-
-# So few that torch converts them in this thread: its others take many times longer to wake than the work does when a server
-# is on the same cores.
-_PIECE_ITEMS = 32768
 
 
 @dataclass(frozen=True)
@@ -114,6 +110,6 @@ def _buffer(buffers: list[torch.Tensor], number: int, size_bytes: int) -> torch.
 
 def _copy(place: torch.Tensor, values: torch.Tensor) -> None:
     """Flat to flat. Only a conversion on the CPU is worth cutting into pieces."""
-    step = _PIECE_ITEMS if values.device.type == "cpu" and values.dtype != place.dtype else max(1, len(values))
+    step = PIECE_ITEMS if values.device.type == "cpu" and values.dtype != place.dtype else max(1, len(values))
     for start in range(0, len(values), step):
         place[start : start + step].copy_(values[start : start + step])

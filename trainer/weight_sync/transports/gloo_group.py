@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TypeAlias
 
@@ -64,6 +64,7 @@ def go_key(sequence: int) -> str:
 
 def host_store(address: str, *, timeout_s: float) -> TCPStore:
     """Open the store that the engines will look for, on a free port of this host."""
+    # Not torch's rendezvous(): under torchrun that looks for a store of torchrun's.
     return TCPStore(address, 0, is_master=True, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
 
 
@@ -148,6 +149,12 @@ def local_address_towards(host: str) -> str:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(target)  # chooses a route and sends nothing
         return str(probe.getsockname()[0])
+
+
+def own_address(hosts: Sequence[str]) -> str:
+    """Return an address of this machine that every host reaches: loopback only if all are here."""
+    seen = [local_address_towards(host) for host in hosts]
+    return next((address for address in seen if not address.startswith("127.")), seen[0])
 
 
 def _reach(address: str, port: int, timeout_s: float) -> TCPStore:

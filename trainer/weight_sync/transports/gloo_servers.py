@@ -6,16 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
-from typing import cast
 from urllib.parse import urlsplit
 
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from trainer.weight_sync.engines.control import EngineControl
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import ServerSyncError, TransferError
-from trainer.weight_sync.states import Edge
+from trainer.weight_sync.states import Edge, time_left
 from trainer.weight_sync.transports import gloo_group
 from trainer.weight_sync.transports.base import (
     Calls,
@@ -25,9 +23,9 @@ from trainer.weight_sync.transports.base import (
     raise_failed,
     require_time,
     settle,
-    time_left,
 )
 from trainer.weight_sync.transports.buckets import Bucket
+from trainer.weight_sync.transports.stock_update import vllm
 
 Buckets = Sequence[tuple[Bucket, torch.Tensor]]
 
@@ -59,7 +57,7 @@ class GlooServers:
         """
         deadline = time.monotonic() + timeout_s
         world_size = 1 + sum(member.world_size for member in self._members)
-        address = _own_address([member.control for member in self._members])
+        address = gloo_group.own_address([urlsplit(member.control.url).hostname or "" for member in self._members])
         store = gloo_group.host_store(address, timeout_s=timeout_s)
         info = {"master_address": address, "master_port": store.port, "world_size": world_size, "timeout_s": timeout_s}
 
@@ -154,7 +152,7 @@ class GlooServers:
         return self._meeting
 
     def _post(self, call: Callable[[VllmControl], None]) -> Calls:
-        return post(self._calls, self._members, lambda control: call(_vllm(control)))
+        return post(self._calls, self._members, lambda control: call(vllm(control)))
 
 
 def _start_update(control: VllmControl, deadline: float) -> None:
@@ -164,14 +162,3 @@ def _start_update(control: VllmControl, deadline: float) -> None:
         # A trainer that died in the middle left its update open. Finishing it before a commit abandons it.
         control.finish_update(None, timeout_s=time_left(deadline))
         control.start_update(timeout_s=time_left(deadline))
-
-
-def _own_address(controls: Sequence[EngineControl]) -> str:
-    """Return an address of this machine that every server reaches: loopback only if all are here."""
-    seen = [gloo_group.local_address_towards(urlsplit(control.url).hostname or "") for control in controls]
-    return next((address for address in seen if not address.startswith("127.")), seen[0])
-
-
-def _vllm(control: EngineControl) -> VllmControl:
-    """The four phases of a transfer are vLLM's own."""
-    return cast(VllmControl, control)

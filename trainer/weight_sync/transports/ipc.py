@@ -18,8 +18,8 @@ import torch
 from atroposlib.errors import ConfigError
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import ServerSyncError, TransferError
-from trainer.weight_sync.states import Edge
-from trainer.weight_sync.transports.base import Calls, Member, NamedWeights, post, settle, time_left
+from trainer.weight_sync.states import Edge, time_left
+from trainer.weight_sync.transports.base import Calls, Member, NamedWeights, post, settle
 from trainer.weight_sync.transports.packed_chunks import Chunk, chunks_within, fill, specs_of
 from trainer.weight_sync.transports.stock_update import put_back_all, put_back_share_s, start_clean, vllm
 

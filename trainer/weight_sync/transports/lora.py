@@ -13,8 +13,8 @@ from typing import Any, Protocol, cast
 
 from trainer.weight_sync.engines.control import EngineControl
 from trainer.weight_sync.errors import AdapterError, ServerSyncError
-from trainer.weight_sync.states import Edge
-from trainer.weight_sync.transports.base import Member, NamedWeights, post, require_time, settle, time_left
+from trainer.weight_sync.states import Edge, time_left
+from trainer.weight_sync.transports.base import Member, NamedWeights, post, require_time, settle
 from trainer.weight_sync.transports.files import Stamps, VersionFolders, check_folder, stamps
 from trainer.weight_sync.transports.safetensors_file import (
     FileRecord,

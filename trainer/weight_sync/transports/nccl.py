@@ -18,7 +18,7 @@ import torch
 
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import TransferError
-from trainer.weight_sync.states import Edge
+from trainer.weight_sync.states import Edge, time_left
 from trainer.weight_sync.transports.base import (
     Calls,
     Member,
@@ -27,10 +27,9 @@ from trainer.weight_sync.transports.base import (
     post,
     require_time,
     settle,
-    time_left,
 )
 from trainer.weight_sync.transports.buckets import TensorSpec
-from trainer.weight_sync.transports.gloo_group import local_address_towards
+from trainer.weight_sync.transports.gloo_group import own_address
 from trainer.weight_sync.transports.nccl_sender import Meet, Sender, cuda_meeting
 from trainer.weight_sync.transports.packed_chunks import chunks_past, columns, specs_of
 from trainer.weight_sync.transports.stock_update import put_back_all, put_back_share_s, start_clean, vllm
@@ -137,7 +136,7 @@ class NcclGroup:
         self._is_fresh = True
         self._sender: Sender | None = None
         deadline = time.monotonic() + timeout_s
-        address = _own_address(members)
+        address = own_address([urlsplit(member.control.url).hostname or "" for member in members])
         listener = socket.create_server((address, 0))
         infos = init_infos(members, address=address, port=listener.getsockname()[1], bucket_bytes=bucket_bytes)
         world_size = 1 + sum(member.world_size for member in members)
@@ -250,10 +249,3 @@ def watch(work: Future[_T], calls: Calls, *, deadline: float, edge: Edge) -> _T:
 def _abort_when_met(meeting: Future[Sender]) -> None:
     if meeting.exception() is None:
         meeting.result().abort()
-
-
-def _own_address(members: Sequence[Member]) -> str:
-    """Return an address of this machine that every server reaches: loopback only if all are here."""
-    hosts = [urlsplit(member.control.url).hostname or "" for member in members]
-    seen = [local_address_towards(host) for host in hosts]
-    return next((address for address in seen if not address.startswith("127.")), seen[0])

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 
 from trainer.weight_sync.transports.base import NamedWeights
-from trainer.weight_sync.transports.buckets import TensorSpec, plan_buckets
+from trainer.weight_sync.transports.buckets import PIECE_ITEMS, TensorSpec, plan_buckets
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -25,9 +25,6 @@ _DTYPES = {
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 _HEADER_ALIGNMENT_BYTES = 8
-# So few that torch converts them in this thread: its others take many times longer to wake than the work does when a server
-# is on the same cores. And the processor's cache still holds them for the checksum and the copy to the file.
-_CHUNK_ITEMS = 32768
 _READ_BYTES = 2**20
 
 Shard: TypeAlias = Sequence[tuple[TensorSpec, torch.Tensor]]
@@ -166,10 +163,10 @@ def _content(tensor: torch.Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
     source = tensor.detach()
     if source.device.type != "cpu":
         source = source.to(dtype).cpu()
-    buffer = torch.empty(min(source.numel(), _CHUNK_ITEMS), dtype=dtype)
+    buffer = torch.empty(min(source.numel(), PIECE_ITEMS), dtype=dtype)
     flat = source.reshape(-1)
-    for start in range(0, flat.numel(), _CHUNK_ITEMS):
-        chunk = flat[start : start + _CHUNK_ITEMS]
+    for start in range(0, flat.numel(), PIECE_ITEMS):
+        chunk = flat[start : start + PIECE_ITEMS]
         yield _bytes_of(buffer[: chunk.numel()].copy_(chunk))
 
 

@@ -25,8 +25,8 @@ from trainer.weight_sync.engines.control import UNKNOWN_VERSION, EngineControl
 from trainer.weight_sync.engines.sglang import SglangControl
 from trainer.weight_sync.errors import ServerSyncError, TransferError
 from trainer.weight_sync.fan_out import on_each
-from trainer.weight_sync.states import Edge
-from trainer.weight_sync.transports import torch_group
+from trainer.weight_sync.states import Edge, time_left
+from trainer.weight_sync.transports import gloo_group, torch_group
 from trainer.weight_sync.transports.base import (
     Calls,
     Member,
@@ -35,7 +35,6 @@ from trainer.weight_sync.transports.base import (
     post,
     require_time,
     settle,
-    time_left,
 )
 from trainer.weight_sync.transports.flat_buckets import FlatBucket, flat_buckets
 from trainer.weight_sync.transports.torch_group import GroupBackend
@@ -178,9 +177,9 @@ class SglangGroup:
         ranks = self._all(lambda control: control.group_ranks(timeout_s=time_left(deadline)), deadline, Edge.ATTACH)
         world_size = 1 + sum(ranks.values())
         offsets = dict(zip(ranks, accumulate(ranks.values(), initial=1), strict=False))
-        address = torch_group.own_address([urlsplit(url).hostname or "" for url in ranks])
+        address = gloo_group.own_address([urlsplit(url).hostname or "" for url in ranks])
         # Held by nothing else, a traceback's frame included: dropping it frees whoever waits for ranks that do not come.
-        self._store = torch_group.host_store(address, timeout_s=time_left(deadline))
+        self._store = gloo_group.host_store(address, timeout_s=time_left(deadline))
         port = self._store.port
         group = {
             "master_address": address,
@@ -256,8 +255,17 @@ class SglangGroup:
         )
         limit_s = min(time_left(deadline), _STALL_S)
         parts = [bucket.flat] if is_flat else bucket.parts()
-        works = [torch_group.broadcast(self._group, part, timeout_s=limit_s) for part in parts]
+        works: list[Work] = []
         self._travelling = _Travelling(receiving, works)
+        problem: str | None = None
+        try:
+            works.extend(torch_group.broadcast(self._group, part, timeout_s=limit_s) for part in parts)
+        except RuntimeError as error:
+            # gloo notices a peer that is gone when it is called, not only when it is waited for.
+            problem = str(error)
+        if problem is not None:
+            # Not from within: the error's frames hold the group, and what waits for it would wait on.
+            raise TransferError(Edge.SEND, problem, failures(receiving))
 
     def _arrive(self, deadline: float) -> None:
         if self._travelling is None:

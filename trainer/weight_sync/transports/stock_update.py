@@ -16,7 +16,8 @@ from typing import cast
 from trainer.weight_sync.engines.control import EngineControl
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import ServerSyncError
-from trainer.weight_sync.transports.base import Member, post, time_left
+from trainer.weight_sync.states import time_left
+from trainer.weight_sync.transports.base import Member, post
 
 _PUT_BACK_S = 5.0
 

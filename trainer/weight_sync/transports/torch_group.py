@@ -16,18 +16,10 @@ import torch
 from torch._C._distributed_c10d import Backend
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore, Work  # type: ignore[attr-defined]
 
-from trainer.weight_sync.transports.gloo_group import local_address_towards
-
 GroupBackend: TypeAlias = Literal["gloo", "nccl"]
 
 _FIRST_DEVICE = {"gloo": "cpu", "nccl": "cuda"}
 """torch keeps a backend's keys under the first device type that it serves."""
-
-
-def host_store(address: str, *, timeout_s: float) -> TCPStore:
-    """Open the store that the peers will look for, on a free port of this host."""
-    # Not torch's rendezvous(): under torchrun that looks for a store of torchrun's.
-    return TCPStore(address, 0, is_master=True, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
 
 
 def begin_to_open(
@@ -85,12 +77,6 @@ def drop_later(store: TCPStore, *, after_s: float) -> None:
     timer = threading.Timer(after_s, id, [store])
     timer.daemon = True
     timer.start()
-
-
-def own_address(hosts: Sequence[str]) -> str:
-    """Return an address of this machine that every host reaches: loopback only if all are here."""
-    seen = [local_address_towards(host) for host in hosts]
-    return next((address for address in seen if not address.startswith("127.")), seen[0])
 
 
 def _open_gloo(keys: PrefixStore, world_size: int, address: str, limit: timedelta) -> Backend:
