@@ -314,6 +314,8 @@ def test_what_a_dead_writer_left_is_cleared_and_a_living_writer_s_is_not(version
         ("elsewhere", 1, 60.0, False),
         ("elsewhere", 1, 1e4, True),
     ],
+    # Of its own: process numbers differ between the workers that run the tests.
+    ids=["this process", "its parent", "elsewhere, a minute ago", "elsewhere, hours ago"],
 )
 def test_a_writer_elsewhere_is_given_an_hour(host: str, pid: int, idle_s: float, expected: bool) -> None:
     name = f".writing-v3-{host}-{pid}"
