@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -141,15 +141,19 @@ def _state(env: EnvStatus) -> Text:
     return Text("silent", style="bold red") if env.last_seen_s > SILENT_S else Text("live", style="green")
 
 
-def _servers(servers: Iterable[InferenceServerStatus], published: int) -> RenderableType:
-    table = _table("inference server", "role", "model", "policy version", "heard", "problem")
-    for entry in servers:
+def _servers(entries: Sequence[InferenceServerStatus], published: int) -> RenderableType:
+    # A column only where there is a problem: addresses need the room.
+    has_problem = any(entry.server.problem for entry in entries)
+    table = _table(
+        "inference server", "role", "model", "policy version", "heard", *(["problem"] if has_problem else [])
+    )
+    for entry in entries:
         server, version = entry.server, entry.server.policy_version
         is_behind = server.role == "policy" and version is not None and version < published
         table.add_row(
             server.url, server.role, server.model_name,
             Text("-" if version is None else str(version), style="bold red" if is_behind else ""),
-            f"{duration(entry.last_seen_s)} ago", Text(server.problem, style="bold red"),
+            f"{duration(entry.last_seen_s)} ago", *([Text(server.problem, style="bold red")] if has_problem else []),
         )  # fmt: skip
     return table
 
