@@ -246,7 +246,7 @@ RULES = (
         fix="little is learnt from most of the batch; use items of a fitting difficulty, a larger group_size, or "
         "ensure_scores_are_not_same in the environment",
     ),
-    # training-spec 2.4: warn when more than 20 % of a batch is cut. Five steps, so that learning to stop is given time.
+    # Beyond a fifth, the policy learns from a selection of short answers. Five steps, so that learning to stop is given time.
     AlarmRule(
         "truncated",
         _newest("completion/truncated_frac", 5),

@@ -12,11 +12,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from atroposlib.launch.inference import InferenceConfig, has_gpu, vllm_command, wait_until_ready
 from tests.processes import free_port
+
+Weights = dict[str, torch.Tensor]
+
+PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
+"""A question in the model's chat template."""
 
 MODEL = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"
 
@@ -36,9 +44,15 @@ class VllmProcess:
 
 
 @contextmanager
-def running_vllm(log_path: Path) -> Iterator[VllmProcess]:
+def running_vllm(log_path: Path, **options: Any) -> Iterator[VllmProcess]:
+    """A server as long as the block lasts.
+
+    Args:
+        options: further ones of InferenceConfig.
+    """
+    skip_without_vllm()
     config = InferenceConfig(
-        model=str(MODEL), served_model_name=MODEL.name, port=free_port(), max_model_len=1024, max_num_seqs=16
+        model=str(MODEL), served_model_name=MODEL.name, port=free_port(), max_model_len=1024, max_num_seqs=16, **options
     )
     argv, env = vllm_command(config, has_gpu=has_gpu())
     with log_path.open("wb") as log:
@@ -67,7 +81,6 @@ def skip_without_vllm() -> None:
 @pytest.fixture(scope="session")
 def start_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], VllmProcess]]:
     """Start one more server. All are killed at the end of the session."""
-    skip_without_vllm()
     with ExitStack() as servers:
         yield lambda: servers.enter_context(running_vllm(tmp_path_factory.mktemp("vllm") / "server.log"))
 
@@ -76,3 +89,19 @@ def start_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
 def vllm_server(start_vllm: Callable[[], VllmProcess]) -> str:
     """Base URL of a real vLLM server, one for the whole session."""
     return start_vllm().url
+
+
+@pytest.fixture(scope="module")
+def original() -> Weights:
+    """The model's weights in float32, as a trainer holds them."""
+    return {name: tensor.float() for name, tensor in load_file(MODEL / "model.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def changed(original: Weights) -> Weights:
+    """The same, each moved a little."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: tensor + 0.02 * tensor.std() * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in original.items()
+    }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +10,8 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from atroposlib.launch.inference import InferenceConfig, has_gpu, vllm_command, wait_until_ready
-from tests.end_to_end.conftest import MODEL, VllmProcess, skip_without_vllm
-from tests.processes import free_port
+from tests.end_to_end.conftest import MODEL, PROMPT, Weights, running_vllm
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import WeightSyncError
 from trainer.weight_sync.publisher import WeightPublisher
@@ -29,36 +23,20 @@ from trainer.weight_sync.transports.files import VersionFolders
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
 TIMEOUT_S = 60.0
-
-Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
 def delta_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    skip_without_vllm()
-    config = InferenceConfig(
-        model=str(MODEL), port=free_port(), max_model_len=1024, max_num_seqs=16, weight_transfer="delta"
-    )
-    argv, env = vllm_command(config, has_gpu=has_gpu())
-    log_path = tmp_path_factory.mktemp("delta") / "server.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            argv, env={**os.environ, **env}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        asyncio.run(wait_until_ready(config.url, process, log_path, timeout_s=240))
-        yield config.url
-    finally:
-        VllmProcess(config.url, process).kill()
+    with running_vllm(tmp_path_factory.mktemp("delta") / "server.log", weight_transfer="delta") as vllm:
+        yield vllm.url
 
 
 @pytest.fixture(scope="module")
-def steps() -> list[Weights]:
+def steps(original: Weights) -> list[Weights]:
     """Consecutive versions as a trainer holds them, in float32; each step moves every element by a learning rate."""
     generator = torch.Generator().manual_seed(0)
-    versions = [{name: tensor.float() for name, tensor in load_file(MODEL / "model.safetensors").items()}]
+    versions = [original]
     for _ in range(3):
         last = versions[-1]
         versions.append(

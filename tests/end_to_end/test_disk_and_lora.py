@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +13,8 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from atroposlib.launch.inference import InferenceConfig, has_gpu, vllm_command, wait_until_ready
-from tests.end_to_end.conftest import MODEL, VllmProcess, skip_without_vllm
-from tests.processes import free_port
+from tests.end_to_end.conftest import MODEL, PROMPT, Weights, running_vllm
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import CorruptWeightsError, ForeignWeightsError, WeightSyncError
 from trainer.weight_sync.publisher import WeightPublisher
@@ -29,52 +24,17 @@ from trainer.weight_sync.transports.lora import LoraTransport
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
 LAYERS, WIDTH, HIDDEN = 30, 576, 1536
 MAX_RANK = 16
 SECOND_FILE = "model-00002-of-00003.safetensors"
-Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A vLLM that takes adapters. Prompts cannot be scored there: with LoRA the CPU build dies of prompt_logprobs."""
-    skip_without_vllm()
-    config = InferenceConfig(
-        model=str(MODEL),
-        served_model_name=MODEL.name,
-        port=free_port(),
-        max_model_len=1024,
-        max_num_seqs=16,
-        lora=True,
-        max_lora_rank=MAX_RANK,
-    )
-    argv, env = vllm_command(config, has_gpu=has_gpu())
     log_path = tmp_path_factory.mktemp("vllm") / "server.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            argv, env={**os.environ, **env}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        asyncio.run(wait_until_ready(config.url, process, log_path, timeout_s=240))
-        yield config.url
-    finally:
-        VllmProcess(config.url, process).kill()
-
-
-@pytest.fixture(scope="module")
-def original() -> Weights:
-    # In float32, as a trainer holds them.
-    return {name: tensor.float() for name, tensor in load_file(MODEL / "model.safetensors").items()}
-
-
-@pytest.fixture(scope="module")
-def changed(original: Weights) -> Weights:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: tensor + 0.02 * tensor.std() * torch.randn(tensor.shape, generator=generator)
-        for name, tensor in original.items()
-    }
+    with running_vllm(log_path, lora=True, max_lora_rank=MAX_RANK) as vllm:
+        yield vllm.url
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from atroposlib.launch.inference import InferenceConfig, has_gpu, vllm_command, wait_until_ready
-from tests.end_to_end.conftest import MODEL, VllmProcess, skip_without_vllm
-from tests.processes import free_port
+from tests.end_to_end.conftest import MODEL, running_vllm
 from trainer.logprobs import PackedPolicy
 from trainer.weight_sync.config import WeightSyncConfig
 from trainer.weight_sync.connect import connect
@@ -148,31 +143,13 @@ def test_a_paused_server_is_not_asked_for_long(vllm_server: str, prompts: list[l
     assert control.prompt_logprobs(prompts[0], timeout_s=20) == before
 
 
-@contextmanager
-def running_raw_vllm(log_path: Path) -> Iterator[VllmProcess]:
-    """A server as vLLM starts it when nobody asks for processed logprobs."""
-    config = InferenceConfig(
-        model=str(MODEL), port=free_port(), max_model_len=512, extra_args=["--logprobs-mode", "raw_logprobs"]
-    )
-    argv, env = vllm_command(config, has_gpu=has_gpu())
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            argv, env={**os.environ, **env}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    server = VllmProcess(config.url, process)
-    try:
-        asyncio.run(wait_until_ready(config.url, process, log_path, timeout_s=240))
-        yield server
-    finally:
-        server.kill()
-
-
 def test_the_probe_refuses_raw_logprobs_at_temperature_0_7(
     policy: PackedPolicy, prompts: list[list[int]], tmp_path: Path
 ) -> None:
-    skip_without_vllm()
+    # As vLLM starts when nobody asks for processed logprobs.
+    raw = {"extra_args": ["--logprobs-mode", "raw_logprobs"]}
     with (
-        running_raw_vllm(tmp_path / "server.log") as server,
+        running_vllm(tmp_path / "server.log", **raw) as server,
         pytest.raises(NumericsError, match=r"temperature 0\.7 .*raw(.|\n)*processed_logprobs") as raised,
     ):
         run_probe(server.url, policy, prompts)

@@ -16,9 +16,8 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.end_to_end.conftest import MODEL, VllmProcess
+from tests.end_to_end.conftest import MODEL, PROMPT, VllmProcess, Weights
 from trainer.weight_sync.config import WeightSyncConfig
 from trainer.weight_sync.connect import connect
 from trainer.weight_sync.engines.control import PauseMode
@@ -28,24 +27,6 @@ from trainer.weight_sync.publisher import WeightPublisher
 from trainer.weight_sync.transports import gloo_group
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
-
-PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
-Weights = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def original() -> Weights:
-    # In float32, as a trainer holds them.
-    return {name: tensor.float() for name, tensor in load_file(MODEL / "model.safetensors").items()}
-
-
-@pytest.fixture(scope="module")
-def changed(original: Weights) -> Weights:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: tensor + 0.02 * tensor.std() * torch.randn(tensor.shape, generator=generator)
-        for name, tensor in original.items()
-    }
 
 
 @pytest.fixture
