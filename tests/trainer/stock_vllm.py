@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from trainer.weight_sync.engines.vllm import VllmControl
-from trainer.weight_sync.transports.base import Member, NamedWeights
+from trainer.weight_sync.transports.base import Member, NamedWeights, Transport
 from trainer.weight_sync.transports.packed_chunks import Chunk, fill
 
 
@@ -237,3 +237,31 @@ class FakeIpc(FakeEngine):
         packed = buffer[: sum(info.tensor_sizes)]
         pairs = unpack_tensor(packed, info.names, info.shapes, dtypes, info.tensor_sizes)
         load({name: tensor.clone() for name, tensor in pairs})
+
+
+WEIGHTS = {
+    "embed.weight": torch.randn(40, 8),
+    "norm.weight": torch.randn(8).double(),
+    "layer.0.weight": torch.randn(16, 8).t(),
+    "layer.1.weight": torch.randn(16, 8, requires_grad=True),
+    "steps": torch.arange(5),
+}
+"""Several dtypes, a view that is not contiguous, one that asks for gradients."""
+
+
+def publish(transport: Transport[Any], workers: Sequence[FakeWorker], version: str, timeout_s: float = 20.0) -> None:
+    """What the publisher does with a transport."""
+    shipment = transport.prepare(WEIGHTS.items(), version)
+    transport.open([worker.member() for worker in workers], timeout_s=timeout_s)
+    transport.send(shipment, timeout_s=timeout_s)
+
+
+def assert_holds(worker: FakeWorker, version: str) -> None:
+    """The worker runs WEIGHTS, in bfloat16 where they are floating-point."""
+    assert worker.version == version
+    assert worker.is_runnable
+    assert list(worker.weights) == list(WEIGHTS)
+    for name, tensor in WEIGHTS.items():
+        sent = tensor.bfloat16() if tensor.is_floating_point() else tensor
+        assert worker.weights[name].dtype == sent.dtype
+        assert torch.equal(worker.weights[name], sent)

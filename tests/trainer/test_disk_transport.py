@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -93,12 +93,6 @@ def model_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def weights(model_folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor + 1 for name, tensor in load_file(model_folder / "model.safetensors").items()}
-
-
-@pytest.fixture
-def calls() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as calls:
-        yield calls
 
 
 @pytest.fixture

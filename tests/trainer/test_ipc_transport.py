@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from atroposlib.errors import ConfigError
-from tests.trainer.stock_vllm import FakeIpc, FakeWorker
+from tests.trainer.stock_vllm import FakeIpc, FakeWorker, assert_holds, publish
 from trainer.weight_sync.errors import TransferError
 from trainer.weight_sync.transports.ipc import IpcTransport
 
 pytest.importorskip("vllm", reason="vLLM is not installed; run scripts/install_vllm.sh")
 
 BUFFER_BYTES = 300
-WEIGHTS = {
-    "embed.weight": torch.randn(40, 8),
-    "norm.weight": torch.randn(8).double(),
-    "layer.0.weight": torch.randn(16, 8).t(),
-    "layer.1.weight": torch.randn(16, 8, requires_grad=True),
-    "steps": torch.arange(5),
-}
-
-
-@pytest.fixture
-def calls() -> Iterator[ThreadPoolExecutor]:
-    executor = ThreadPoolExecutor(8)
-    yield executor
-    executor.shutdown(wait=True, cancel_futures=True)
 
 
 @pytest.fixture
@@ -46,22 +31,6 @@ def workers(gpu: FakeIpc) -> list[FakeWorker]:
 @pytest.fixture
 def transport(calls: ThreadPoolExecutor, gpu: FakeIpc) -> IpcTransport:
     return IpcTransport(calls, dtype=torch.bfloat16, buffer_bytes=BUFFER_BYTES, device=gpu)
-
-
-def publish(transport: IpcTransport, workers: list[FakeWorker], version: str, timeout_s: float = 20.0) -> None:
-    shipment = transport.prepare(WEIGHTS.items(), version)
-    transport.open([worker.member() for worker in workers], timeout_s=timeout_s)
-    transport.send(shipment, timeout_s=timeout_s)
-
-
-def assert_holds(worker: FakeWorker, version: str) -> None:
-    assert worker.version == version
-    assert worker.is_runnable
-    assert list(worker.weights) == list(WEIGHTS)
-    for name, tensor in WEIGHTS.items():
-        sent = tensor.bfloat16() if tensor.is_floating_point() else tensor
-        assert worker.weights[name].dtype == sent.dtype
-        assert torch.equal(worker.weights[name], sent)
 
 
 def test_every_server_ends_with_the_weights_in_its_dtype_and_their_version(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -49,12 +48,6 @@ class FakeServer:
 
     def name_version(self, weight_version: str, *, timeout_s: float) -> None:
         self.version = weight_version
-
-
-@pytest.fixture
-def calls() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as calls:
-        yield calls
 
 
 @pytest.fixture

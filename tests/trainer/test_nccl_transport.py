@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atroposlib.errors import ConfigError
-from tests.trainer.stock_vllm import FakeNccl, FakeWorker
+from tests.trainer.stock_vllm import FakeNccl, FakeWorker, assert_holds, publish
 from trainer.weight_sync.errors import TransferError, WeightSyncError
 from trainer.weight_sync.states import Edge
 from trainer.weight_sync.transports.buckets import TensorSpec
@@ -25,20 +25,6 @@ from trainer.weight_sync.transports.packed_chunks import Chunk, chunks_past, chu
 pytest.importorskip("vllm", reason="vLLM is not installed; run scripts/install_vllm.sh")
 
 BUCKET_BYTES = 600
-WEIGHTS = {
-    "embed.weight": torch.randn(40, 8),
-    "norm.weight": torch.randn(8).double(),
-    "layer.0.weight": torch.randn(16, 8).t(),
-    "layer.1.weight": torch.randn(16, 8, requires_grad=True),
-    "steps": torch.arange(5),
-}
-
-
-@pytest.fixture
-def calls() -> Iterator[ThreadPoolExecutor]:
-    executor = ThreadPoolExecutor(8)
-    yield executor
-    executor.shutdown(wait=True, cancel_futures=True)
 
 
 @pytest.fixture
@@ -54,22 +40,6 @@ def workers(nccl: FakeNccl) -> list[FakeWorker]:
 @pytest.fixture
 def transport(calls: ThreadPoolExecutor, nccl: FakeNccl) -> NcclTransport:
     return NcclTransport(calls, bucket_bytes=BUCKET_BYTES, dtype=torch.bfloat16, meet=nccl.open)
-
-
-def publish(transport: NcclTransport, workers: list[FakeWorker], version: str, timeout_s: float = 20.0) -> None:
-    shipment = transport.prepare(WEIGHTS.items(), version)
-    transport.open([worker.member() for worker in workers], timeout_s=timeout_s)
-    transport.send(shipment, timeout_s=timeout_s)
-
-
-def assert_holds(worker: FakeWorker, version: str) -> None:
-    assert worker.version == version
-    assert worker.is_runnable
-    assert list(worker.weights) == list(WEIGHTS)
-    for name, tensor in WEIGHTS.items():
-        sent = tensor.bfloat16() if tensor.is_floating_point() else tensor
-        assert worker.weights[name].dtype == sent.dtype
-        assert torch.equal(worker.weights[name], sent)
 
 
 def test_every_server_ends_with_the_weights_in_its_dtype_and_their_version(
