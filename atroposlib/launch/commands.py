@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from atroposlib.launch.config import EnvironmentSection, ProcessSection, Scalar, UpConfig
+from atroposlib.launch.config import EnvironmentSection, InferenceSection, ProcessSection, Scalar, UpConfig
 from atroposlib.launch.inference import InferenceConfig, vllm_command
 from atroposlib.launch.run_folder import RunFolder
 
@@ -37,6 +38,8 @@ class Plan:
     server_port: int
     inference_port: int
     has_gpu: bool
+    frozen_ports: Mapping[str, int] = field(default_factory=dict)
+    """Of the frozen servers that we start, by name."""
 
     def in_folder(self, folder: RunFolder) -> Plan:
         """The same plan for another folder."""
@@ -50,10 +53,11 @@ class Plan:
     @property
     def inference_url(self) -> str:
         """Base URL of the inference server, without /v1."""
-        section = self.config.inference
-        if section.base_url is not None:
-            return section.base_url.rstrip("/").removesuffix("/v1")
-        return f"http://{_reachable(section.host)}:{self.inference_port}"
+        return _url(self.config.inference, self.inference_port)
+
+    def frozen_url(self, name: str) -> str:
+        """Base URL of a frozen server, without /v1."""
+        return _url(self.config.frozen[name], self.frozen_ports.get(name, 0))
 
     @property
     def served_model(self) -> str:
@@ -72,17 +76,29 @@ class Plan:
     def inference(self, model: Path | None = None) -> Command:
         """The inference server; serves the model of the run unless told another."""
         section = self.config.inference
-        fields = section.model_dump(exclude={"base_url", "ready_timeout_s", "model", "port", "served_model_name"})
-        engine = InferenceConfig(
-            model=str(model or section.model or self.config.model),
-            port=self.inference_port,
-            served_model_name=self.served_model,
-            **fields,
+        return self._engine(
+            section, str(model or section.model or self.config.model), self.served_model, self.inference_port
         )
+
+    def frozen(self, name: str) -> Command:
+        """A frozen server; serves the model of the run as it was at first unless told another."""
+        section = self.config.frozen[name]
+        return self._engine(
+            section, section.model or str(self.config.model), self._frozen_model(name), self.frozen_ports[name]
+        )
+
+    def _engine(self, section: InferenceSection, model: str, served_model: str, port: int) -> Command:
+        fields = section.model_dump(exclude={"base_url", "ready_timeout_s", "model", "port", "served_model_name"})
+        engine = InferenceConfig(model=model, port=port, served_model_name=served_model, **fields)
         argv, env = vllm_command(engine, has_gpu=self.has_gpu)
         # The program of the command line; what follows are its arguments.
         split = argv.index("--model")
         return _command(self.config.processes.inference, argv[:split], argv[split:], env)
+
+    def _frozen_model(self, name: str) -> str:
+        """What clients of a frozen server put in `model`."""
+        section = self.config.frozen[name]
+        return section.served_model_name or Path(section.model or self.config.model).name
 
     def environment(self, section: EnvironmentSection) -> Command:
         """An environment that collects groups until the run is finished."""
@@ -106,12 +122,20 @@ class Plan:
             "openai.base_url": f"{self.inference_url}/v1",
             "openai.model_name": self.served_model,
             "openai.server_type": "vllm",
+            **{key: value for name in section.servers for key, value in self._frozen_flags(name).items()},
             **extra,
             **{key if "." in key else f"env.{key}": value for key, value in section.options.items()},
         }
         arguments = [mode, *(word for key, value in flags.items() for word in _flag(key, value))]
         program = [sys.executable, str(section.command)]
         return _command(self.config.processes.environment, program, arguments, {"OMP_NUM_THREADS": "1"})
+
+    def _frozen_flags(self, name: str) -> dict[str, Scalar]:
+        return {
+            f"{name}.base_url": f"{self.frozen_url(name)}/v1",
+            f"{name}.model_name": self._frozen_model(name),
+            f"{name}.server_type": "vllm",
+        }
 
     def trainer_check(self) -> Command:
         """The trainer as one process, to look at its options."""
@@ -154,6 +178,7 @@ class Plan:
         parts = {"rollout-server": str(self.rollout_server())}
         if self.config.inference.base_url is None:
             parts["inference"] = str(self.inference())
+        parts |= {f"inference of {name}": str(self.frozen(name)) for name in self.frozen_ports}
         for section in self.config.environments:
             if self.config.evaluation.before:
                 parts[f"{section.label}, held-out evaluation before"] = str(self.evaluation(section, "before"))
@@ -180,6 +205,12 @@ def _command(
         env={**shared, **env, **process.env},
         grace_s=process.grace_s or grace_s,
     )
+
+
+def _url(section: InferenceSection, port: int) -> str:
+    if section.base_url is not None:
+        return section.base_url.rstrip("/").removesuffix("/v1")
+    return f"http://{_reachable(section.host)}:{port}"
 
 
 def _flag(key: str, value: Scalar) -> tuple[str, str]:

@@ -6,16 +6,17 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from atroposlib.errors import ConfigError
 from atroposlib.launch.inference import InferenceConfig
 from atroposlib.launch.processes import RestartConfig
 
 Scalar = bool | int | float | str
+ServerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class LaunchConfigError(ConfigError):
@@ -59,15 +60,23 @@ class InferenceSection(InferenceConfig):
     """How long it may take to load the model."""
 
 
+class FrozenSection(InferenceSection):
+    """An inference server that never gets weights: a student, a teacher, a judge."""
+
+    weight_transfer: Literal["none"] = "none"
+
+
 class EnvironmentSection(Section):
     """One environment process."""
 
     command: Path
-    """The environment's .py file."""
+    """The environment's .py file, or its folder with __main__.py."""
     name: str = ""
     """In the view, the logs and the ledger; the file's name if absent."""
     group_size: int = Field(default=8, ge=1)
     """Rollouts of one item, scored against each other."""
+    servers: list[str] = []
+    """Names of frozen servers that it asks; [student] gives it --student.base_url and --student.model_name."""
     options: dict[str, Scalar] = {}
     """Further options: {max_token_length: 512} becomes --env.max_token_length 512; a dotted name stays as it is."""
 
@@ -150,6 +159,9 @@ class UpConfig(Section):
     """Folder of the Hugging Face checkpoint to train."""
     rollout_server: RolloutServerSection = RolloutServerSection()
     inference: InferenceSection = InferenceSection()
+    """Of the policy."""
+    frozen: dict[ServerName, FrozenSection] = {}
+    """Further inference servers, whose models are not trained, by name."""
     environments: list[EnvironmentSection] = Field(min_length=1)
     trainer: TrainerSection = TrainerSection()
     trainer_ranks: int = Field(default=1, ge=1)
@@ -172,6 +184,16 @@ class UpConfig(Section):
         labels = [environment.label for environment in self.environments]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two environments are named {twice[0]!r}; give each its own name")
+        return self
+
+    @model_validator(mode="after")
+    def _asked_servers_are_there(self) -> UpConfig:
+        for index, environment in enumerate(self.environments):
+            if missing := sorted(set(environment.servers) - self.frozen.keys()):
+                raise ValueError(
+                    f"environments.{index}.servers names {missing[0]!r}, and frozen has "
+                    f"{', '.join(self.frozen) or 'no server'}: add frozen.{missing[0]}, or correct the name"
+                )
         return self
 
     def absolute(self) -> UpConfig:
@@ -222,9 +244,9 @@ def check_files(config: UpConfig) -> None:
             "for another one set model=FOLDER",
         )
     for index, environment in enumerate(config.environments):
-        if not environment.command.is_file():
+        if not (environment.command.is_file() or (environment.command / "__main__.py").is_file()):
             raise LaunchConfigError(
-                f"environments.{index}.command: the file {environment.command} does not exist",
+                f"environments.{index}.command: {environment.command} is neither a file nor a folder with __main__.py",
                 hint=f"relative paths start at the current folder, {Path.cwd()}",
             )
 

@@ -92,6 +92,8 @@ class Telemetry:
             case "inference":
                 version = status.policy_version
                 return f"serves policy version {version}" if version >= 0 else "waits for the first weights"
+            case name if name.startswith("inference-"):
+                return "serves a model that is not trained"
             case name if name.startswith("env-"):
                 if status.tickets_outstanding:
                     return f"rolls out {status.tickets_outstanding} groups"

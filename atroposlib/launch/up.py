@@ -58,6 +58,8 @@ def make_plan(config: UpConfig, folder: RunFolder) -> Plan:
     wanted = {"rollout_server.port": (config.rollout_server.host, config.rollout_server.port)}
     if config.inference.base_url is None:
         wanted["inference.port"] = (config.inference.host, config.inference.port)
+    started = {name: section for name, section in config.frozen.items() if section.base_url is None}
+    wanted |= {f"frozen.{name}.port": (section.host, section.port) for name, section in started.items()}
     ports = assign_ports(wanted)
     return Plan(
         config,
@@ -65,6 +67,7 @@ def make_plan(config: UpConfig, folder: RunFolder) -> Plan:
         server_port=ports["rollout_server.port"],
         inference_port=ports.get("inference.port", 0),
         has_gpu=has_gpu(),
+        frozen_ports={name: ports[f"frozen.{name}.port"] for name in started},
     )
 
 
@@ -139,15 +142,19 @@ class Up:
         self._phase("starting")
         if self.config.inference.base_url is not None:
             await _answers(f"{self.plan.inference_url}/health", "inference.url")
+        for name in self.config.frozen.keys() - self.plan.frozen_ports.keys():
+            await _answers(f"{self.plan.frozen_url(name)}/health", f"frozen.{name}.url")
         checks = self._start_checks()
         await self._start_rollout_server()
         evaluate_before = self.config.evaluation.before and not self.folder.has_evaluation("before")
         self._inference = self._start_inference()
+        frozen = [self._start_frozen(name) for name in self.plan.frozen_ports]
         await asyncio.gather(*(check.finished() for check in checks))
         for check in checks:
             del self.supervisor.children[check.name]
         if self._inference is not None:
             await self._inference.ready()
+        await asyncio.gather(*(server.ready() for server in frozen))
         if not self._is_trained:
             # The trainer loads its model during the evaluation; but a resumed one publishes what it has learnt.
             trainer = None if self.folder.has_checkpoint else self._start_trainer()
@@ -180,22 +187,28 @@ class Up:
         if self.config.inference.base_url is not None:
             return None
         model = self.folder.final if self._is_trained else None
+        timeout_s = self.config.inference.ready_timeout_s
+        return self._start_engine("inference", self.plan.inference(model), self.plan.inference_url, timeout_s)
+
+    def _start_frozen(self, name: str) -> Child:
+        timeout_s = self.config.frozen[name].ready_timeout_s
+        return self._start_engine(f"inference-{name}", self.plan.frozen(name), self.plan.frozen_url(name), timeout_s)
+
+    def _start_engine(self, name: str, command: Command, url: str, timeout_s: float) -> Child:
+        async def is_ready(child: Child) -> None:
+            child.waits_for = "loads the model"
+            await wait_until_ready(url, child.guardian, child.log_path, timeout_s)
+
         return self.supervisor.start(
             self._spec(
-                "inference",
-                self.plan.inference(model),
-                is_ready=self._inference_is_ready,
+                name,
+                command,
+                is_ready=is_ready,
                 explain=explain_failure,
                 stop_rank=SERVICES,
                 # A model that does not load will not load at the second try either.
                 restart=self.config.restart.model_copy(update={"max_restarts_before_ready": 0}),
             )
-        )
-
-    async def _inference_is_ready(self, child: Child) -> None:
-        child.waits_for = "loads the model"
-        await wait_until_ready(
-            self.plan.inference_url, child.guardian, child.log_path, self.config.inference.ready_timeout_s
         )
 
     async def _start_rollout_server(self) -> None:

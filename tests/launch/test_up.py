@@ -67,6 +67,43 @@ def test_a_run_goes_through_and_leaves_its_folder(write_config: WriteConfig, tmp
     assert processes_of(tmp_path) == []
 
 
+def test_a_frozen_server_runs_beside_the_policy_and_the_environment_is_told_where(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    environment = {"command": str(FAKES / "environment.py"), "name": "toy", "group_size": 4, "servers": ["student"]}
+    config = write_config(frozen={"student": {"model": "models/small"}}, environments=[environment])
+
+    result = atropos("up", "--config", str(config))
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    events = read_jsonl(tmp_path / "runs" / "fake" / "events.jsonl")
+    assert {"inference", "inference-student"} <= {event.get("process") for event in events}
+    assert processes_of(tmp_path) == []
+
+
+def test_a_frozen_server_has_no_route_for_weights(write_config: WriteConfig) -> None:
+    environment = {"command": str(FAKES / "environment.py"), "servers": ["student"]}
+    config = write_config(frozen={"student": {"model": "models/small"}}, environments=[environment])
+
+    shown = atropos("up", "--config", str(config), "--dry-run").stdout
+
+    policy, student = (line for line in shown.splitlines() if "--served-model-name" in line)
+    assert "--weight-transfer-config" in policy
+    assert "--weight-transfer-config" not in student
+    assert "VLLM_SERVER_DEV_MODE" not in student
+    assert "--served-model-name small" in student
+    assert "--student.model_name small --student.server_type vllm" in shown
+
+
+def test_an_environment_that_asks_a_server_which_is_not_there_is_refused(write_config: WriteConfig) -> None:
+    environment = {"command": str(FAKES / "environment.py"), "servers": ["studnet"]}
+
+    result = atropos("up", "--config", str(write_config(frozen={"student": {}}, environments=[environment])))
+
+    assert result.returncode == 2
+    assert "names 'studnet', and frozen has student" in result.stderr
+
+
 def test_a_killed_trainer_is_started_again_and_no_group_counts_twice(write_config: WriteConfig, tmp_path: Path) -> None:
     config = write_config()
     die = "processes.trainer.env.FAKE_DIE_AT_STEP=2"

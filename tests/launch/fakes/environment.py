@@ -9,6 +9,8 @@ import time
 import uuid
 from pathlib import Path
 
+import httpx
+
 from atroposlib.client import RolloutClient
 from atroposlib.wire.columns import build_group
 from atroposlib.wire.layout import NOT_SAMPLED
@@ -27,6 +29,9 @@ KNOWN = frozenset(
         "openai.base_url",
         "openai.model_name",
         "openai.server_type",
+        "student.base_url",
+        "student.model_name",
+        "student.server_type",
     ]
 )
 
@@ -86,6 +91,8 @@ def main(mode: str, *words: str) -> None:
         sys.exit(2)
     if is_dry_run:
         return
+    if "student.base_url" in options:
+        httpx.get(options["student.base_url"].removesuffix("v1") + "health").raise_for_status()
     if mode == "serve":
         asyncio.run(serve(options))
     else:
