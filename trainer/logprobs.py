@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer import attention
+from trainer.vocabulary_scores import vocabulary_scores
+
+KEPT_LOGITS_BYTES = 2**29
+"""Logits of a micro batch that may stay in memory until its backward pass, counted as float32; more are computed again."""
 
 
 class TokenScores(NamedTuple):
@@ -106,16 +110,20 @@ class PackedPolicy(nn.Module):
         if candidate_ids_MK is not None:
             ids_MJ = torch.cat([ids_MJ, candidate_ids_MK], dim=1)
         chunks = zip(*(torch.split(t, self.chunk_size) for t in (hidden_MH, ids_MJ, temperatures_M)), strict=True)
-        parts = [self._score(hidden, ids, temperatures, entropy_grad) for hidden, ids, temperatures in chunks]
+        keeps_logits = 4 * len(hidden_MH) * self.config.get_text_config().vocab_size <= KEPT_LOGITS_BYTES
+        parts = [
+            self._score(hidden, ids, temperatures, entropy_grad, keeps_logits=keeps_logits)
+            for hidden, ids, temperatures in chunks
+        ]
         logprobs_MJ, entropies_M = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         if candidate_ids_MK is None:
             return TokenScores(logprobs_MJ[:, 0], entropies_M)
         return CandidateScores(logprobs_MJ[:, 0], entropies_M, logprobs_MJ[:, 1:])
 
     def _score(
-        self, hidden_CH: Tensor, ids_CJ: Tensor, temperatures_C: Tensor, entropy_grad: bool
+        self, hidden_CH: Tensor, ids_CJ: Tensor, temperatures_C: Tensor, entropy_grad: bool, *, keeps_logits: bool
     ) -> tuple[Tensor, Tensor]:
-        if not torch.is_grad_enabled():
+        if keeps_logits or not torch.is_grad_enabled():
             return self._score_chunk(hidden_CH, ids_CJ, temperatures_C, entropy_grad)
         result = checkpoint(self._score_chunk, hidden_CH, ids_CJ, temperatures_C, entropy_grad, use_reentrant=False)
         return cast("tuple[Tensor, Tensor]", result)
@@ -123,10 +131,5 @@ class PackedPolicy(nn.Module):
     def _score_chunk(
         self, hidden_CH: Tensor, ids_CJ: Tensor, temperatures_C: Tensor, entropy_grad: bool
     ) -> tuple[Tensor, Tensor]:
-        logits_CV = self.lm.get_output_embeddings()(hidden_CH).float() / temperatures_C[:, None]
-        log_total_C = logits_CV.logsumexp(dim=-1)
-        logprobs_CJ = logits_CV.gather(-1, ids_CJ) - log_total_C[:, None]
-        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-            probs_CV = torch.exp(logits_CV - log_total_C[:, None])
-            entropies_C = log_total_C - (probs_CV * logits_CV).sum(dim=-1)
-        return logprobs_CJ, entropies_C
+        logits_CV = self.lm.get_output_embeddings()(hidden_CH)
+        return vocabulary_scores(logits_CV, ids_CJ, temperatures_C, entropy_grad=entropy_grad)

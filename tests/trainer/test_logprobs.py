@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 
 from atroposlib.errors import ConfigError
 from tests.trainer.fakes import VOCABULARY, tiny_llama
+from trainer import logprobs as logprobs_module
 from trainer.logprobs import PackedPolicy
 from trainer.policy_model import build_policy
 from trainer.weight_sync.sources import weight_source
@@ -67,7 +68,9 @@ def test_a_neighbour_changes_no_bit(attn_implementation: str) -> None:
     assert first[:2].tolist() != second[:2].tolist()
 
 
-def test_the_gradient_is_that_of_each_sequence_alone() -> None:
+@pytest.mark.parametrize("kept_bytes", [0, 2**20])
+def test_the_gradient_is_that_of_each_sequence_alone(monkeypatch: pytest.MonkeyPatch, kept_bytes: int) -> None:
+    monkeypatch.setattr(logprobs_module, "KEPT_LOGITS_BYTES", kept_bytes)
     lm, alone = tiny_llama(), tiny_llama()
 
     packed(PackedPolicy(lm, chunk_size=3), SEQUENCES, [1.0] * 4)[0].sum().backward()
@@ -77,7 +80,8 @@ def test_the_gradient_is_that_of_each_sequence_alone() -> None:
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_no_more_logits_than_a_chunk_are_alive() -> None:
+def test_no_more_logits_than_a_chunk_are_alive_where_all_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs_module, "KEPT_LOGITS_BYTES", 0)
     lm = tiny_llama()
     rows: list[int] = []
     lm.lm_head.register_forward_hook(lambda module, args, output: rows.append(output.numel() // VOCABULARY))
