@@ -19,6 +19,12 @@ class ConfigError(AtroposError):
     status = 400
 
 
+class DataError(ConfigError):
+    """A data set cannot be used: a file, row or column is not as it should be. Names the file and the line."""
+
+    code = "data"
+
+
 class ProtocolError(AtroposError):
     """A message breaks the wire contract. The request changed nothing."""
 
@@ -145,6 +151,10 @@ class RolloutError(AtroposError):
 
 class RolloutDeadlineError(RolloutError):
     """A group took longer than its deadline."""
+
+
+class JudgesFailingError(RolloutError):
+    """Judge models fail so often that rewards would say more about them than about the policy. The text says why."""
 
 
 def infrastructure_error(error: BaseException) -> RolloutError | None:

@@ -11,9 +11,12 @@ from typing import Any
 
 from pydantic import Field
 
+from atroposlib.data.chats import tokenized
+from atroposlib.data.registry import Row
+from atroposlib.data.trained_text import TrainedText
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, ScoredDataGroup
-from environments.rows import Row, held_out, load_rows, shuffled_forever
-from environments.sft_loader.rows import TrainedText, check_rows, prompt_key, tokenized
+from environments.rows import held_out, load_rows, shuffled_forever
+from environments.sft_loader.rows import check_rows, prompt_key
 
 log = logging.getLogger(__name__)
 

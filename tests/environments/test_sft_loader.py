@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from atroposlib.data.chats import tokenized
 from atroposlib.envs.base import APIServerConfig
 from atroposlib.envs.serving.delivery import drop_reason, is_sft
 from atroposlib.errors import ConfigError
@@ -17,7 +18,7 @@ from atroposlib.testing.mock.policies import as_policy
 from environments.rows import load_rows
 from environments.sft_loader import SFTLoaderConfig, SFTLoaderEnv
 from environments.sft_loader.env import SAMPLE
-from environments.sft_loader.rows import check_rows, form_of, prompt_key, tokenized
+from environments.sft_loader.rows import check_rows, form_of, prompt_key
 from tests.environments.running import Stand
 from tests.processes import RolloutServerProcess
 

@@ -1,0 +1,1 @@
+"""The loaders that come along, one module each; `load(config, funnel)` gives the rows."""

@@ -1,0 +1,1 @@
+"""Runtime traces: sessions of student and teacher as the runtime exports them, and the rows that are made of them."""
