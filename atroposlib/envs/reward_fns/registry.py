@@ -28,8 +28,9 @@ _BUILT_IN = {
     "r1": "r1_reward",
     "reasoning_steps": "reasoning_steps_reward",
     "repetition_penalty": "repetition_penalty_reward",
+    "rim": "atroposlib.rim.reward_function",
 }
-"""Module of each reward of this package. They load on first use."""
+"""Module of each reward that comes along, in this package where it has no dot. They load on first use."""
 
 
 class LegacyFunctionWrapper(RewardFunction):
@@ -159,7 +160,8 @@ class RewardRegistry:
         wanted = _plain(name)
         module_name = next((module for key, module in _BUILT_IN.items() if _plain(key) == wanted), None)
         if module_name is not None:
-            importlib.import_module(f"atroposlib.envs.reward_fns.{module_name}")
+            in_package = "" if "." in module_name else "atroposlib.envs.reward_fns."
+            importlib.import_module(f"{in_package}{module_name}")
         elif name.isidentifier():  # never a path
             stems = (name, f"{name}_reward")
             files = (folder / f"{stem}.py" for folder in self._folders for stem in stems)

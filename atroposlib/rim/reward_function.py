@@ -1,0 +1,50 @@
+"""RIM by the name `rim` in the registry of reward functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from atroposlib.envs.reward_fns.registry import registry
+from atroposlib.envs.reward_fns.reward_function import RewardFunction
+from atroposlib.errors import ConfigError, RolloutError
+from atroposlib.rim.config import RIMConfig
+from atroposlib.rim.reward import RIMReward
+
+
+@registry.register(name="rim")
+class RIMRewardFunction(RewardFunction):
+    """Pays what the judges say. Needs `prompts`; other columns as RIMReward takes them.
+
+    Call it outside an event loop, or through an environment's run_blocking(); in a loop await RIMReward.score().
+
+    Args:
+        rim: a RIMConfig, or the keys of one.
+        preset: whose judges are active where `rim` names none: offline or runtime.
+    """
+
+    def __init__(self, rim: RIMConfig | Mapping[str, Any], preset: str = "offline", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.reward = RIMReward(rim if isinstance(rim, RIMConfig) else RIMConfig.preset(preset, **rim))
+
+    @property
+    def name(self) -> str:
+        """`reward_log_name` of the config unless another name was given."""
+        return self._name or self.reward.config.reward_log_name
+
+    def compute(self, completions: list[Any], prompts: Any = None, **kwargs: Any) -> list[float]:
+        """One reward for each completion.
+
+        Raises:
+            ConfigError: there are no prompts, or an event loop is running.
+            RolloutError: a completion could not be judged.
+        """
+        if prompts is None:
+            raise ConfigError("the reward rim judges answers to prompts; call it with prompts=[...]")
+        given = [prompts] * len(completions) if isinstance(prompts, str) else prompts
+        rewards, info = self.reward(given, completions, return_info_dict=True, **kwargs)
+        for reward, one in zip(rewards, info, strict=True):
+            if reward is None:
+                reasons = [judge["rationale"] for judge in one["structured_reward"]["judges"]]
+                raise RolloutError(f"no judge could score a completion: {'; '.join(reasons) or 'none was asked'}")
+        return list(rewards)

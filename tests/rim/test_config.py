@@ -1,0 +1,174 @@
+"""The config of RIM, and where the names of its models lead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from atroposlib.errors import ConfigError
+from atroposlib.rim.config import REWARD_NAMES, ModelConfig, RIMConfig
+from atroposlib.rim.endpoints import PROVIDERS, Endpoint, endpoint_of
+
+LOCAL = {"small_model": "http://localhost:9003/v1#judge"}
+
+
+def read(**values: Any) -> RIMConfig:
+    return RIMConfig.read({"models": LOCAL, **values})
+
+
+def test_the_documented_values_are_the_defaults() -> None:
+    config = read()
+
+    assert config.temperatures == (0.2, 0.5, 0.8)
+    assert (config.variance_threshold, config.uncertainty_threshold) == (0.15, 0.3)
+    assert config.judges == ("helpfulness", "process")
+    assert config.anti_gaming.cap_score == 0.3
+    assert (config.parallel_execution.max_workers, config.max_concurrent_judge_calls) == (8, 32)
+    assert (config.judge_timeout, config.escalation_temperature) == (60.0, 0.3)
+    assert config.reward_log_name == "interpretation_teaching"
+
+
+@pytest.mark.parametrize(
+    ("name", "judges"),
+    [
+        ("runtime", ("accuracy", "helpfulness", "process", "diagnostic")),
+        ("interpretation", ("accuracy", "helpfulness", "process", "diagnostic")),
+        ("offline", ("helpfulness", "process")),
+        ("interpretation_offline", ("helpfulness", "process")),
+    ],
+)
+def test_presets_differ_in_their_judges(name: str, judges: tuple[str, ...]) -> None:
+    assert RIMConfig.preset(name, models=LOCAL).judges == judges
+
+
+def test_a_preset_takes_further_keys() -> None:
+    config = RIMConfig.preset("offline", models=LOCAL, temperatures=[0.0], active_judges={"accuracy": True})
+
+    assert config.temperatures == (0.0,)
+    assert config.judges == ("accuracy",)
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="'online'; known: runtime, interpretation, offline"):
+        RIMConfig.preset("online", models=LOCAL)
+
+
+@pytest.mark.parametrize("name", REWARD_NAMES)
+def test_the_old_layout_of_the_reward_is_taken(name: str) -> None:
+    config = read(teacher_reward={"_target_": name, "student_model": None, "teacher_model": None, "tokenizer": None})
+
+    assert config.teacher_reward.target == name
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"models": {}}, r"rim\.models\.small_model: Field required"),
+        ({"temperature": [0.5]}, r"rim\.temperature: Extra inputs"),
+        ({"temperatures": []}, r"rim\.temperatures: .*at least 1"),
+        ({"temperatures": [2.5]}, r"rim\.temperatures\.0: .*less than or equal to 2"),
+        ({"active_judges": {"kindness": True}}, r"rim\.active_judges\.kindness.*'accuracy', 'helpfulness'"),
+        ({"active_judges": {"accuracy": False}}, "switches every judge off"),
+        ({"judge_weights": {"accuracy": 2.0}}, "judge_weights names accuracy"),
+        ({"judge_weights": {"process": 0}}, r"rim\.judge_weights\.process: .*greater than 0"),
+        ({"anti_gaming": {"cap_score": 1.5}}, r"rim\.anti_gaming\.cap_score: .*less than or equal to 1"),
+        ({"parallel_execution": {"max_workers": 0}}, r"rim\.parallel_execution\.max_workers: .*greater than or equal"),
+        ({"max_concurrent_judge_calls": 0}, r"rim\.max_concurrent_judge_calls"),
+        ({"judge_timeout": float("inf")}, r"rim\.judge_timeout: .*finite"),
+        ({"judge_weights": {"process": float("nan")}}, r"rim\.judge_weights\.process"),
+        ({"judge_timeout": 0}, r"rim\.judge_timeout: .*greater than 0"),
+        ({"uncertainty_threshold": 2}, r"rim\.uncertainty_threshold"),
+        ({"consistency_rules": {"contradiction_penalty": 0.2}}, "contradiction_penalty has never had an effect"),
+        ({"consistency_rules": {"order": ["alphabetic"]}}, r"rim\.consistency_rules\.order\.0"),
+        ({"reward_log_name": "a b"}, r"rim\.reward_log_name"),
+        ({"teacher_reward": {"_target_": "my.Reward"}}, "_target_ is 'my.Reward'; known: rim"),
+        ({"teacher_reward": {"student_model": "x"}}, r"rim\.teacher_reward\.student_model: .*None"),
+    ],
+)
+def test_a_wrong_value_is_named(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read(**values)
+
+
+class SomebodysConfig(BaseModel):
+    rim: RIMConfig
+
+
+@pytest.mark.parametrize("key", ["sk-secret", "env:", "env:sk-secret", ["sk-secret"], {"value": "sk-secret"}])
+def test_a_key_in_the_clear_is_refused_and_not_repeated(key: Any) -> None:
+    values = {"models": LOCAL, "model_configs": {"large": {"api_key": key}}}
+
+    with pytest.raises(ConfigError, match=r"rim\.model_configs\.large\.api_key: .*env:GEMINI_API_KEY") as ours:
+        RIMConfig.read(values)
+    with pytest.raises(ValidationError) as somebodys:
+        SomebodysConfig.model_validate({"rim": values})
+
+    assert "sk-secret" not in f"{ours.value} {somebodys.value} {somebodys.value.errors()}"
+
+
+def test_the_config_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        read().temperatures = (1.0,)
+
+
+# Names of models
+
+
+def test_a_provider_stands_for_its_address_and_its_variable() -> None:
+    found = endpoint_of("gemini/gemini-2.5-flash", ModelConfig(), {"GEMINI_API_KEY": "k"})
+
+    assert found == Endpoint(PROVIDERS["gemini"].base_url, "gemini-2.5-flash", "k", "max_tokens")
+
+
+def test_only_the_first_part_is_the_provider() -> None:
+    found = endpoint_of("openrouter/qwen/qwen3", ModelConfig(), {"OPENROUTER_API_KEY": "k"})
+
+    assert found.model == "qwen/qwen3"
+
+
+def test_an_address_with_a_model_needs_no_key() -> None:
+    assert endpoint_of("http://localhost:9003/v1/#a/b", ModelConfig(), {}) == Endpoint(
+        "http://localhost:9003/v1", "a/b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("openai/judge", "judge"),
+        ("hosted_vllm/Qwen/Qwen3-4B", "Qwen/Qwen3-4B"),
+        ("Qwen/Qwen3-4B", "Qwen/Qwen3-4B"),
+        ("j", "j"),
+    ],
+)
+def test_a_base_url_takes_any_name(name: str, model: str) -> None:
+    config = ModelConfig(base_url="http://gpu:8000/v1", api_key="env:MY_KEY")
+
+    assert endpoint_of(name, config, {"MY_KEY": "k"}) == Endpoint("http://gpu:8000/v1", model, "k")
+
+
+def test_another_variable_may_hold_the_key() -> None:
+    assert endpoint_of("openai/gpt", ModelConfig(api_key="env:MINE"), {"MINE": "k"}).api_key == "k"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gemini/g", "looked for in GEMINI_API_KEY, which is not set"),
+        ("llama3", "names no provider that is known"),
+        ("nobody/llama3", "names no provider that is known"),
+        ("openai/", "names no provider that is known"),
+        ("http://localhost/v1", "names no model; write http"),
+    ],
+)
+def test_a_name_that_leads_nowhere_says_what_to_write(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        endpoint_of(name, ModelConfig(), {})
+
+
+def test_a_key_is_not_shown() -> None:
+    found = endpoint_of("openai/gpt", ModelConfig(), {"OPENAI_API_KEY": "sk-secret"})
+
+    assert "sk-secret" not in f"{found} {found!r}"
