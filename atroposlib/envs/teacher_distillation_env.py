@@ -232,14 +232,15 @@ def build_env(
     slurm: bool = False,
     testing: bool = False,
 ) -> E:
-    """Construct an environment and hand it its teacher, whatever the arguments of its constructor.
+    """Construct an environment and hand it its second pool of servers, whatever the arguments of its constructor.
 
     The command line calls this for classes that have a teacher_namespace. A constructor that names
-    teacher_server_configs gets it; for any other the teacher reaches TeacherDistillationEnv beside the arguments.
+    NAMESPACE_server_configs gets it; for any other the teacher reaches TeacherDistillationEnv beside the arguments.
     """
     keywords: dict[str, Any] = {"slurm": slurm, "testing": testing}
-    if "teacher_server_configs" in inspect.signature(env_cls).parameters:
-        keywords["teacher_server_configs"] = teacher_servers
+    keyword = f"{getattr(env_cls, 'teacher_namespace', 'teacher')}_server_configs"
+    if keyword in inspect.signature(env_cls).parameters:
+        keywords[keyword] = teacher_servers
     before = _handed_over.set(teacher_servers)
     try:
         return env_cls(config, servers, **keywords)

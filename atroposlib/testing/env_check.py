@@ -145,7 +145,7 @@ class _Check:
         servers = self._servers(self._own_servers)
         if not hasattr(self.env_cls, "teacher_namespace"):
             return self.env_cls(self._config, servers)
-        teacher = self._servers([APIServerConfig(tokenizer_name=self._config.tokenizer_name or "none")])
+        teacher = self._servers([APIServerConfig(tokenizer_name=self._config.tokenizer_name or "none", timeout=5)])
         return build_env(self.env_cls, self._config, servers, teacher)
 
     def _overrides(self, config: Any) -> dict[str, Any]:

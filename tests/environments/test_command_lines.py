@@ -17,7 +17,7 @@ from atroposlib.testing.mock_inference import MockInferenceServer, in_thread
 ROOT = Path(__file__).parents[2]
 NAMES = [
     "code_execution", "gsm8k", "instruction_following", "multimodal", "number_game", "reasoning_tasks", "rlaif_judge",
-    "sft_loader", "teacher_distillation", "tool_calling",
+    "sft_loader", "teacher_distillation", "teaching", "tool_calling",
 ]  # fmt: skip
 
 

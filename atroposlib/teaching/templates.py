@@ -1,0 +1,146 @@
+"""The four prompts of the protocol: which variables each one needs, and rendering that no brace can break."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from atroposlib.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+STUDENT_DIAGNOSTIC = """Here is a problem. Do not solve it yet.
+
+{question}
+
+Say in a few words how you would go about it:
+Type: what kind of problem it is
+Steps: the main steps, in order
+Difficulties: where you might go wrong"""
+
+TEACHER_ADAPTIVE = """A student is about to solve this problem:
+
+{question}
+
+This is how the student means to go about it:
+
+{approach}
+
+Help the student to get it right.
+First think for yourself between <thinking> and </thinking>: is the approach right, and what is missing? The student does not see this.
+Then write to the student between <teaching> and </teaching>. If the approach is right, one short sentence is enough. If it is wrong or \
+has gaps, explain the steps that are missing. Never state the final answer."""
+
+STUDENT_WITH_TEACHING = """{question}
+
+A teacher gives you this advice:
+
+{teaching}
+
+Use the advice where it helps. Solve the problem step by step, then give the final answer alone between <solution> and </solution>."""
+
+STUDENT_BASELINE = """{question}
+
+Solve the problem step by step, then give the final answer alone between <solution> and </solution>."""
+
+CONTEXT = ("step_context", "tool", "tool_params")
+OPTIONAL: Mapping[str, tuple[str, ...]] = {
+    "student_diagnostic_template": CONTEXT,
+    "teacher_adaptive_template": ("step_context", "guidance_history", "validation", "tool", "tool_params"),
+    "student_with_teaching_template": ("step_context", "guidance_history", "validation", "tool", "tool_params"),
+    "student_baseline_template": (),
+}
+"""Variables that a template may use; an item that has none of them leaves the place empty."""
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "student_diagnostic_template": ("question",),
+    "teacher_adaptive_template": ("question", "approach"),
+    "student_with_teaching_template": ("question", "teaching"),
+    "student_baseline_template": ("question",),
+}
+DEFAULTS: Mapping[str, str] = {
+    "student_diagnostic_template": STUDENT_DIAGNOSTIC,
+    "teacher_adaptive_template": TEACHER_ADAPTIVE,
+    "student_with_teaching_template": STUDENT_WITH_TEACHING,
+    "student_baseline_template": STUDENT_BASELINE,
+}
+_LIKE_A_VARIABLE = re.compile(r"\{([a-z][a-z_]{2,})\}")
+_NEAR = 0.75
+
+
+@dataclass(frozen=True)
+class Template:
+    """One prompt.
+
+    Args:
+        name: of the option that holds it, one of REQUIRED.
+        text: None for the built-in one.
+    Raises:
+        ConfigError: a variable that it needs is missing.
+    """
+
+    name: str
+    text: str
+
+    @classmethod
+    def of(cls, name: str, text: str | None) -> Template:
+        """The template of an option; None is the built-in one."""
+        return cls(name, DEFAULTS[name] if text is None else text)
+
+    def __post_init__(self) -> None:
+        for variable in REQUIRED[self.name]:
+            if f"{{{variable}}}" not in self.text:
+                near = difflib.get_close_matches(variable, _LIKE_A_VARIABLE.findall(self.text), n=1, cutoff=_NEAR)
+                hint = f"; it has {{{near[0]}}}, which is no variable" if near else ""
+                raise ConfigError(f"{self.name} must contain {{{variable}}}{hint}")
+        for doubt in self.doubts():
+            log.warning("%s", doubt)
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Every name that is replaced."""
+        return (*REQUIRED[self.name], *OPTIONAL[self.name])
+
+    @property
+    def digest(self) -> str:
+        """Changes when the text does."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    def doubts(self) -> list[str]:
+        """Names in braces that are no variable but look like one: they stay in the prompt as they are."""
+        written = set(_LIKE_A_VARIABLE.findall(self.text)) - set(self.variables)
+        near = {name: difflib.get_close_matches(name, self.variables, n=1, cutoff=_NEAR) for name in sorted(written)}
+        return [
+            f"{self.name}: {{{name}}} is no variable and stays as it is; did you mean {{{found[0]}}}?"
+            for name, found in near.items()
+            if found
+        ]
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """The prompt. Only the known names are replaced, all at once: braces in values and elsewhere stay.
+
+        Args:
+            values: anything but a string is written as JSON; None and absent optional ones leave the place empty.
+        Raises:
+            ConfigError: a value of a variable that it needs is missing.
+        """
+        absent = [name for name in REQUIRED[self.name] if values.get(name) is None]
+        if absent:
+            raise ConfigError(f"{self.name} cannot be rendered: no value of {', '.join(absent)}")
+        return self._places.sub(lambda place: _as_text(values.get(place[1])), self.text)
+
+    @cached_property
+    def _places(self) -> re.Pattern[str]:
+        return re.compile(r"\{(" + "|".join(self.variables) + r")\}")
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,56 @@
+"""Unaided attempts are kept: by item, by student, by prompt, over restarts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atroposlib.teaching.baselines import FILE, BaselineCache, StudentFingerprint
+from atroposlib.teaching.frozen_model import ChatReply
+
+STUDENT = StudentFingerprint(("student",), "template", 0.7, 64, 2)
+REPLIES = [ChatReply("it is 4", 5, "stop"), ChatReply("ünsure", 3, "length")]
+
+
+def test_attempts_survive_a_restart(tmp_path: Path) -> None:
+    cache = BaselineCache(tmp_path / "run" / FILE)
+    cache.put("key", REPLIES)
+    cache.close()
+
+    again = BaselineCache(tmp_path / "run" / FILE)
+
+    assert again.get("key") == REPLIES
+    assert again.get("other") is None
+    assert (again.take_reused(), again.take_reused()) == (1, 0)
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "change", [{"models": ("other",)}, {"template": "new"}, {"temperature": 0.0}, {"max_tokens": 65}, {"attempts": 3}]
+)
+def test_another_student_or_another_prompt_is_asked_anew(change: dict[str, Any]) -> None:
+    assert STUDENT.key("2 + 2?") != replace(STUDENT, **change).key("2 + 2?")
+    assert STUDENT.key("2 + 2?") != STUDENT.key("2 + 3?")
+    assert STUDENT.key("2 + 2?") == replace(STUDENT).key("2 + 2?")
+
+
+def test_a_file_that_is_no_cache_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("not a database " * 100)
+
+    cache = BaselineCache(tmp_path / FILE)
+    cache.put("key", REPLIES)
+
+    assert cache.get("key") == REPLIES
+    assert (tmp_path / FILE).with_suffix(".broken").read_text().startswith("not a database")
+    cache.close()
+
+
+def test_without_a_folder_it_forgets_at_the_end() -> None:
+    cache = BaselineCache(None)
+    cache.put("key", REPLIES)
+
+    assert cache.get("key") == REPLIES
+    cache.close()

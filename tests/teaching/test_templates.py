@@ -1,0 +1,79 @@
+"""Prompts: only the known names are replaced, and a template without what it needs is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atroposlib.errors import ConfigError
+from atroposlib.teaching.templates import DEFAULTS, REQUIRED, Template
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_the_built_in_templates_have_what_they_need(name: str) -> None:
+    template = Template.of(name, None)
+
+    assert template.doubts() == []
+    assert all(f"{{{variable}}}" in DEFAULTS[name] for variable in REQUIRED[name])
+
+
+def test_both_solutions_are_asked_for_in_one_format() -> None:
+    assert all(
+        "<solution>" in DEFAULTS[name] for name in ("student_baseline_template", "student_with_teaching_template")
+    )
+
+
+@pytest.mark.parametrize(("name", "variable"), [(name, v) for name, needed in REQUIRED.items() for v in needed])
+def test_a_missing_variable_is_refused_by_name(name: str, variable: str) -> None:
+    text = DEFAULTS[name].replace(f"{{{variable}}}", "")
+
+    with pytest.raises(ConfigError, match=rf"{name} must contain \{{{variable}\}}"):
+        Template.of(name, text)
+
+
+def test_a_misspelt_variable_is_pointed_out() -> None:
+    with pytest.raises(ConfigError, match=r"it has \{qestion\}"):
+        Template.of("student_baseline_template", "{qestion}")
+
+
+def test_a_name_that_looks_like_an_optional_variable_is_doubted(caplog: pytest.LogCaptureFixture) -> None:
+    Template.of("student_diagnostic_template", "{question} {step_contxt} \\frac{aaa}{bbb}")
+
+    assert "did you mean {step_context}?" in caplog.text
+    assert "aaa" not in caplog.text
+
+
+@given(question=st.text(alphabet="{}[]\"'aquestion:,\\ \n", max_size=40))
+def test_no_brace_in_a_value_is_touched(question: str) -> None:
+    template = Template.of("teacher_adaptive_template", 'Q: {question} {{x}} {"json": {approach}} {unknown}')
+
+    rendered = template.render({"question": question, "approach": "{question}"})
+
+    assert rendered == f'Q: {question} {{{{x}}}} {{"json": {{question}}}} {{unknown}}'
+
+
+def test_a_question_that_holds_json_is_rendered() -> None:
+    rendered = Template.of("student_baseline_template", None).render({"question": 'Return {"a": {"b": 1}} sorted.'})
+
+    assert 'Return {"a": {"b": 1}} sorted.' in rendered
+
+
+def test_what_is_no_text_is_written_as_json_and_what_is_absent_stays_empty() -> None:
+    template = Template.of("student_diagnostic_template", "{question}|{tool}|{tool_params}|{step_context}")
+
+    rendered = template.render({"question": "q", "tool_params": {"ä": [1]}, "step_context": None})
+
+    assert rendered == 'q||{"ä": [1]}|'
+
+
+def test_rendering_without_a_needed_value_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="no value of approach"):
+        Template.of("teacher_adaptive_template", None).render({"question": "q"})
+
+
+def test_the_digest_changes_with_the_text() -> None:
+    texts = ("{question}", "{question} ", "{question}")
+    one, other, same = (Template.of("student_baseline_template", text).digest for text in texts)
+
+    assert one == same != other

@@ -1,0 +1,116 @@
+"""TeacherGRPOTrainer: the documented methods without a training run, and training as GRPOTrainer does it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atroposlib.errors import ConfigError
+from atroposlib.teaching.config import TeacherEnvConfig
+from atroposlib.testing.byte_tokenizer import save_byte_tokenizer
+from atroposlib.testing.mock_inference import MockInferenceServer, in_thread
+from tests.trainer.fakes import FakeRolloutServer, a_config, tiny_llama
+from trainer.teacher import TeacherGRPOTrainer
+
+
+@pytest.fixture(scope="module")
+def tokenizer_name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_byte_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def teacher() -> Iterator[MockInferenceServer]:
+    with in_thread(MockInferenceServer("<teaching>Carry the one.</teaching>")) as server:
+        yield server
+
+
+@pytest.fixture
+def student() -> Iterator[MockInferenceServer]:
+    with in_thread(MockInferenceServer("First I add the ones.")) as server:
+        yield server
+
+
+def a_trainer(
+    folder: Path, tokenizer_name: str, *, urls: list[str] | None = None, **options: Any
+) -> TeacherGRPOTrainer:
+    config = a_config(folder, inference_servers=urls or [], tokenizer_name_or_path=tokenizer_name)
+    return TeacherGRPOTrainer(config, model=tiny_llama(), **options)
+
+
+@pytest.fixture
+def trainer(
+    tmp_path: Path, tokenizer_name: str, teacher: MockInferenceServer, student: MockInferenceServer
+) -> TeacherGRPOTrainer:
+    return a_trainer(
+        tmp_path, tokenizer_name, urls=[teacher.root_url], student_model="frozen", student_server=student.url
+    )
+
+
+def test_the_methods_ask_the_servers_without_a_training_run(
+    trainer: TeacherGRPOTrainer, teacher: MockInferenceServer, student: MockInferenceServer
+) -> None:
+    diagnosis = trainer.diagnostic_probe("What is 17 + 25?")
+    guidance = trainer.generate_guidance("What is 17 + 25?", diagnosis)
+
+    assert diagnosis.approach == "First I add the ones."
+    assert guidance == "Carry the one."
+    assert (student.requests[0]["model"], student.requests[0]["max_tokens"]) == ("frozen", 50)
+    assert teacher.requests[0]["sampling_params"]["max_tokens"] == 200
+    assert trainer.compute_teaching_reward(0.6, 0.8, 120) == pytest.approx(0.290909, abs=1e-6)
+
+
+async def test_they_work_where_an_event_loop_runs_already(trainer: TeacherGRPOTrainer) -> None:
+    assert asyncio.get_running_loop().is_running()
+
+    assert trainer.diagnostic_probe("What is 17 + 25?").probe_tokens > 0
+
+
+@pytest.mark.parametrize(("arguments", "error"), [((7,), TypeError), (("",), ValueError), (("task", 0), ValueError)])
+def test_contracts_are_those_of_the_environment(
+    trainer: TeacherGRPOTrainer, arguments: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        trainer.diagnostic_probe(*arguments)
+
+
+def test_options_reach_the_protocol(tmp_path: Path, tokenizer_name: str) -> None:
+    options = TeacherEnvConfig(tokenizer_name=tokenizer_name, logging_prob=0.5, degradation_penalty_multiplier=3.0)
+
+    trainer = a_trainer(
+        tmp_path,
+        tokenizer_name,
+        teacher_env=options,
+        use_reference_teacher_model=True,
+        reference_server="http://localhost:1/v1",
+    )
+
+    assert trainer.teacher_env.use_reference_teacher_model
+    assert (trainer.teacher_env.logging_prob, trainer.teacher_env.tokenizer_name) == (0.5, tokenizer_name)
+    assert trainer.compute_teaching_reward(0.8, 0.6, 120) == pytest.approx(-0.6)
+
+
+def test_a_model_in_memory_is_no_student(tmp_path: Path, tokenizer_name: str) -> None:
+    with pytest.raises(ConfigError, match="expected a name"):
+        a_trainer(tmp_path, tokenizer_name, student_model=tiny_llama())
+
+
+def test_a_reference_teacher_needs_a_server(tmp_path: Path, tokenizer_name: str) -> None:
+    with pytest.raises(ConfigError, match="needs reference_base_url"):
+        a_trainer(tmp_path, tokenizer_name, use_reference_teacher_model=True)
+
+
+def test_without_servers_the_methods_say_what_is_missing(tmp_path: Path, tokenizer_name: str) -> None:
+    with pytest.raises(ConfigError, match="inference_servers"):
+        a_trainer(tmp_path, tokenizer_name).diagnostic_probe("task")
+
+
+def test_training_is_that_of_grpo(tmp_path: Path, tokenizer_name: str) -> None:
+    server = FakeRolloutServer()
+
+    a_trainer(tmp_path, tokenizer_name, student_model="frozen", connect=server.client).train()
+
+    assert [event[1] for event in server.said("ack")] == [0, 1, 2]
