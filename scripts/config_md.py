@@ -11,14 +11,18 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Iterator
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from transformers import TrainingArguments
 
+from atroposlib.data.config import DataConfig
 from atroposlib.envs.command_line.options import RootOptions
 from atroposlib.envs.config import BaseEnvConfig
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
@@ -26,12 +30,15 @@ from atroposlib.envs.server_handling.server_manager import ServerManagerConfig
 from atroposlib.envs.teacher_distillation_env import TeacherDistillationConfig
 from atroposlib.launch.config import UpConfig
 from atroposlib.launch.inference import InferenceConfig
+from atroposlib.rim.config import RIMConfig
+from atroposlib.teaching.config import TeacherEnvConfig
 from environments.chain_sum import ChainSumConfig
 from rollout_server.config import ServerConfig
 from trainer import presets
 from trainer.config import GRPOConfig
 from trainer.config_values import attribute_docs
-from trainer.refused import ELSEWHERE, REFUSED
+from trainer.refused import ELSEWHERE, ELSEWHERE_SUPERVISED, REFUSED, REFUSED_SUPERVISED
+from trainer.supervised.config import GKDConfig, SFTConfig
 from trainer.weight_sync.config import WeightSyncConfig
 
 TARGET = Path(__file__).parent.parent / "CONFIG.md"
@@ -78,6 +85,11 @@ def sections() -> Iterator[str]:
         "Environments that derive from `TeacherDistillationEnv`; the teacher's servers are `--teacher.*`, options as below",
         _model_rows(TeacherDistillationConfig, BaseEnvConfig),
     )
+    yield _section(
+        "Environment: teaching",
+        "Environments that derive from `TeacherEnv`; the student's servers are `--student.*`, options as below",
+        _model_rows(TeacherEnvConfig, BaseEnvConfig),
+    )
     yield _section("Environment: chain_sum", _first_line(ChainSumConfig), _model_rows(ChainSumConfig, BaseEnvConfig))
     yield _section("Inference client", "`--openai.base_url ...`; YAML section `openai`", _model_rows(APIServerConfig))
     yield _section(
@@ -89,8 +101,24 @@ def sections() -> Iterator[str]:
     yield f"## Environment variables of the SDK\n\n| variable | meaning |\n|---|---|\n{variables}\n"
     yield _section("Inference server", _first_line(InferenceConfig), _model_rows(InferenceConfig))
     yield _section(
-        "Trainer",
-        "`atropos-trainer --config trainer.yaml key=value ...`. Further keys are those of `transformers.TrainingArguments`.",
+        "Data sets",
+        f"{_first_line(DataConfig)} Keys of method=sft and method=gkd; the section `data` of environments.",
+        _model_rows(DataConfig),
+    )
+    yield _section(
+        "Judges (RIM)", f"{_first_line(RIMConfig)} The section `rim` of environments.", _model_rows(RIMConfig)
+    )
+    for part in _parts(RIMConfig):
+        yield _section(f"Judges: {part.__name__}", _first_line(part), _model_rows(part))
+    yield from _trainer_sections()
+    yield _presets_section()
+
+
+def _trainer_sections() -> Iterator[str]:
+    yield _section(
+        "Trainer: method=grpo",
+        "`atropos-trainer --config trainer.yaml key=value ...`. Further keys are those of `transformers.TrainingArguments`. Each "
+        "key is also an environment variable: `ATROPOS_TRAINER_WEIGHT_SYNC__TRANSPORT` is `weight_sync.transport`.",
         _dataclass_rows(GRPOConfig),
     )
     yield _section(
@@ -98,11 +126,35 @@ def sections() -> Iterator[str]:
         f"{_first_line(WeightSyncConfig)} Nested in YAML; `weight_sync.transport=disk` on the command line.",
         _dataclass_rows(WeightSyncConfig),
     )
-    refused = "\n".join(f"| `{key}` | {reason} |" for key, reason in sorted(REFUSED.items()))
-    yield f"## Trainer: keys of transformers that are refused\n\n| key | instead |\n|---|---|\n{refused}\n"
-    elsewhere = "\n".join(f"| `{key}` | {reason.format(key=key)} |" for key, reason in sorted(ELSEWHERE.items()))
-    yield f"## Trainer: keys of other components and projects\n\n| key | instead |\n|---|---|\n{elsewhere}\n"
-    yield _presets_section()
+    yield _section(
+        "Trainer: method=sft",
+        "`atropos-trainer method=sft ...`. The keys of `data` are written without it: `dataset_path=rows.jsonl`.",
+        _dataclass_rows(SFTConfig),
+    )
+    yield _section(
+        "Trainer: method=gkd",
+        "`atropos-trainer method=gkd ...`. What method=sft has too, with the same default, is not repeated.",
+        _dataclass_rows(GKDConfig, without=SFTConfig),
+    )
+    yield _reasons("Trainer: keys of transformers that are refused with method=grpo", REFUSED)
+    yield _reasons(
+        "Trainer: keys of other components and projects, with method=grpo",
+        {"data": ELSEWHERE["dataset_path"], **_without_data(ELSEWHERE)},
+    )
+    yield _reasons("Trainer: keys of transformers that are refused with method=sft and method=gkd", REFUSED_SUPERVISED)
+    yield _reasons(
+        "Trainer: keys of other components and projects, with method=sft and method=gkd", ELSEWHERE_SUPERVISED
+    )
+
+
+def _reasons(title: str, reasons: dict[str, str]) -> str:
+    rows = "\n".join(f"| `{key}` | {reason.format(key=key)} |" for key, reason in sorted(reasons.items()))
+    return f"## {title}\n\n| key | instead |\n|---|---|\n{rows}\n"
+
+
+def _without_data(reasons: dict[str, str]) -> dict[str, str]:
+    """They have a section of their own."""
+    return {key: reason for key, reason in reasons.items() if key not in DataConfig.model_fields}
 
 
 def _presets_section() -> str:
@@ -111,7 +163,10 @@ def _presets_section() -> str:
         for group in presets.GROUPS
         for name in presets.names(group)
     ]
-    intro = "Chosen by name; precedence rises: defaults, `model`, `data`, `trainer`, `reward`, `recipe`, file, command line."
+    intro = (
+        "Chosen by name; precedence rises: defaults, `model`, `data`, `trainer`, `reward`, `recipe`, file, environment variables, "
+        "command line. Data sets are for method=sft and method=gkd."
+    )
     return "\n".join(["## Trainer: presets", "", intro, "", "| preset | options |", "|---|---|", *rows, ""])
 
 
@@ -131,14 +186,15 @@ def _section(title: str, intro: str, rows: list[tuple[str, str, str, str]]) -> s
     )
 
 
-def _parts(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """The models that are nested in another, once each, without those that have a section of their own."""
-    seen: set[type[BaseModel]] = {InferenceConfig}
+def _parts(model: type[BaseModel], seen: set[type[BaseModel]] | None = None) -> Iterator[type[BaseModel]]:
+    """The models that are nested in another at any depth, once each, without those that have a section of their own."""
+    seen = {InferenceConfig} if seen is None else seen
     for info in model.model_fields.values():
         for part in _models_in(info.annotation):
             if part not in seen:
                 seen.add(part)
                 yield part
+                yield from _parts(part, seen)
 
 
 def _models_in(kind: Any) -> Iterator[type[BaseModel]]:
@@ -164,20 +220,27 @@ def _default_of(info: Any) -> Any:
     return "see its section" if isinstance(value, BaseModel) else value
 
 
-def _dataclass_rows(cls: type) -> list[tuple[str, str, str, str]]:
-    docs, hints = attribute_docs(cls), get_type_hints(cls)
-    inherited = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+def _dataclass_rows(cls: type, without: type = TrainingArguments) -> list[tuple[str, str, str, str]]:
+    docs = {name: text for base in reversed(cls.__mro__[:-1]) for name, text in _own_docs(base).items()}
+    hints = get_type_hints(cls)
+    refused = REFUSED if cls is GRPOConfig else REFUSED_SUPERVISED
+    inherited = {f.name: f.default for f in dataclasses.fields(without)}
     rows = []
     for f in dataclasses.fields(cls):
         is_ours = f.name not in inherited or f.default != inherited[f.name]
-        if not f.init or f.name in REFUSED or not is_ours:
+        if not f.init or f.name in refused or not is_ours:
             continue
         default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        if dataclasses.is_dataclass(default):
+        if dataclasses.is_dataclass(default) or isinstance(default, BaseModel):
             default = "see its section"
         text = docs.get(f.name, "as in transformers" if f.name in inherited else "")
         rows.append((f.name, _kind(hints[f.name]), _show(default), _cell(text)))
     return rows
+
+
+def _own_docs(cls: type) -> dict[str, str]:
+    # Those of transformers are written elsewhere.
+    return {} if cls is TrainingArguments else attribute_docs(cls)
 
 
 def _first_line(cls: type) -> str:
@@ -188,6 +251,8 @@ def _plain(kind: Any) -> Any:
     """A type without what Annotated hangs on its parts."""
     if get_origin(kind) is Annotated:
         return _plain(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return reduce(or_, map(_plain, get_args(kind)))
     if get_origin(kind) in (dict, list, tuple, set, frozenset):
         return get_origin(kind)[tuple(_plain(part) for part in get_args(kind))]
     return kind
@@ -203,6 +268,8 @@ def _kind(kind: Any) -> str:
         "pydantic.types.",
         "atroposlib.launch.config.",
         "atroposlib.launch.inference.",
+        "atroposlib.data.config.",
+        "atroposlib.rim.config.",
     ):
         text = text.replace(noise, "")
     return f"`{text.replace('|', 'or')}`"

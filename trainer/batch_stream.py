@@ -111,9 +111,11 @@ class BatchStream:
             if self._should_stop():
                 return None
             if time.monotonic() >= end:
+                obstacle = self._obstacles.get(step, "")
                 raise NoBatchError(
                     f"no batch for step {step} within {self._deadline_s:.0f} s: "
-                    f"{self._obstacles.get(step, 'the rollout server has not said why')}"
+                    f"{obstacle or 'the rollout server has not said why'}",
+                    waiting_for=obstacle,
                 )
             on_idle()
         groups = lease.result()

@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Any
 from atroposlib.errors import AtroposError, ConfigError
 from trainer import deepspeed_presets, presets
 from trainer.config_values import attribute_docs
+from trainer.methods import METHODS, method_of
 from trainer.weight_sync.config import WeightSyncConfig
 
 if TYPE_CHECKING:
     from trainer.config import GRPOConfig
+    from trainer.supervised.config import DatasetTrainingConfig
+
+    AnyConfig = GRPOConfig | DatasetTrainingConfig
 
 EXAMPLES = """\
 examples:
@@ -27,6 +31,8 @@ examples:
   atropos-trainer --config trainer.yaml max_steps=50 learning_rate=1e-6
   atropos-trainer --config trainer.yaml weight_sync.transport=disk weight_sync.timeout_s=30
   atropos-trainer --config trainer.yaml recipe=dapo beta=0.001
+  atropos-trainer recipe=sft_quickstart dataset_path=rows.jsonl
+  atropos-trainer method=gkd model_name_or_path=STUDENT teacher_model_name_or_path=TEACHER dataset_path=rows.jsonl
   atropos-trainer model=smollm2_135m recipe=smoke_cpu rollout_server_url=http://127.0.0.1:8000
   atropos-trainer --config trainer.yaml use_peft=true lora_r=32 ~weight_decay
   atropos-trainer --config trainer.yaml 'run_dir=runs/${oc.env:USER,me}-${loss_type}' 'project=week-${now:%V}'
@@ -34,13 +40,17 @@ examples:
   atropos-trainer --print-config model_name_or_path=models/SmolLM2-135M-Instruct
   torchrun --nproc_per_node 2 -m trainer.cli --config trainer.yaml deepspeed=zero2
 
-Options win over each other in this order: defaults, presets, recipe, file, command line. --print-config shows the outcome.
+Options win over each other in this order: defaults, presets, recipe, file, environment variables
+(ATROPOS_TRAINER_WEIGHT_SYNC__TRANSPORT=disk is weight_sync.transport=disk), command line. --print-config shows the outcome.
 A run that was stopped goes on from its last checkpoint when the same command is given again, so run_dir should not name
 the time.
 """
 RESOLVED_CONFIG = "trainer_resolved.yaml"
 """Every option of the run with its origin, in run_dir."""
 _INDENT = " " * 6
+_SECRETS = ("_token", "db_url")
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="atropos-trainer",
-        description="Train a policy with GRPO on the batches of a rollout server.",
-        epilog=f"{_presets_help()}\n{_weight_sync_help()}\n{EXAMPLES}",
+        description="Train a language model: with GRPO on the batches of a rollout server, or on a data set.",
+        epilog=f"{_methods_help()}\n{_presets_help()}\n{_weight_sync_help()}\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; groups of them may be nested")
@@ -77,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="options that win over the file; ~key takes the default"
     )
     return parser
+
+
+def _methods_help() -> str:
+    lines = ["methods, chosen as method=NAME; each has options of its own:"]
+    lines += [f"  {name}: {method.meaning}" for name, method in METHODS.items()]
+    return "\n".join([*lines, ""])
 
 
 def _presets_help() -> str:
@@ -103,6 +119,7 @@ def _weight_sync_help() -> str:
 def _run(options: argparse.Namespace) -> int:
     from trainer.compose import load_config_with_origins
 
+    _warn_of_variables()
     recipe = [f"recipe={options.recipe}"] if options.recipe else []
     config, origins = load_config_with_origins(options.config, [*recipe, *options.overrides])
     if options.dry_run or options.print_config:
@@ -115,7 +132,12 @@ def _run(options: argparse.Namespace) -> int:
     return _train(config)
 
 
-def keep(config: GRPOConfig) -> None:
+def _warn_of_variables() -> None:
+    if "TRANSFORMERS_CACHE" in os.environ:
+        log.warning("the environment variable TRANSFORMERS_CACHE is not read any more: set HF_HOME instead")
+
+
+def keep(config: AnyConfig) -> None:
     """Write the resolved configuration beside what comes of it, in RESOLVED_CONFIG.
 
     Raises:
@@ -129,29 +151,32 @@ def keep(config: GRPOConfig) -> None:
         raise ConfigError(f"run_dir={config.run_dir!r} cannot be written: {error.strerror}") from error
 
 
-def describe(config: GRPOConfig, origins: dict[str, str]) -> str:
+def describe(config: AnyConfig, origins: dict[str, str]) -> str:
     """The whole configuration as YAML, each key with where its value comes from.
 
     Args:
         origins: of the keys that were set, dotted inside a group.
     """
-    from trainer.config import GROUPS, settable_keys
-
-    lines = []
-    for key in settable_keys():
+    method = method_of(config)
+    schema = method.schema
+    lines = [_line("method", method.name, origins.get("method"))]
+    for key in schema.keys:
         value = getattr(config, key)
-        if key not in GROUPS:
+        if key not in schema.groups:
             lines.append(_line(key, value, origins.get(key)))
             continue
+        prefix = f"{key}." if key in schema.named_groups else ""
+        # Written once, where the method has it: see Schema.nested.
+        inner = [name for name in schema.groups[key] if prefix or name not in schema.keys]
         lines.append(f"{key}:")
-        lines += [f"  {_line(name, getattr(value, name), origins.get(f'{key}.{name}'))}" for name in GROUPS[key]]
+        lines += [f"  {_line(name, getattr(value, name), origins.get(f'{prefix}{name}'))}" for name in inner]
     return "\n".join(lines)
 
 
 def _line(key: str, value: Any, origin: str | None) -> str:
     import yaml
 
-    shown = "<hidden>" if key.endswith("_token") and value else _plain(value)
+    shown = "<hidden>" if key.endswith(_SECRETS) and value else _plain(value)
     text = yaml.safe_dump(shown, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
     return f"{key}: {text}  # {origin or 'default'}"
 
@@ -167,16 +192,15 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
 
 
-def _train(config: GRPOConfig) -> int:
+def _train(config: AnyConfig) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from trainer.allocator import keep_freed_memory
-    from trainer.grpo_trainer import GRPOTrainer
 
     disable_progress_bar()
     if config.use_cpu:
         keep_freed_memory()
-    trainer = GRPOTrainer(config)
+    trainer = method_of(config).trainer_class(config)
 
     def stop(number: int, _frame: object) -> None:
         trainer.request_stop(signal.Signals(number).name)

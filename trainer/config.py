@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import TrainingArguments
 
 from atroposlib.errors import ConfigError
 from atroposlib.wire.models import LatePolicy
-from trainer import config_checks, config_values, deepspeed_presets
+from trainer import config_checks, config_fingerprint, config_values, deepspeed_presets, kernels, quantization
 from trainer.advantages import AdvantageScale
 from trainer.batch_resolver import resolve_batch
 from trainer.losses.aggregation import LossAggregation
 from trainer.losses.corrections import Correction
 from trainer.losses.divergence import KlEstimator, KlPlacement
 from trainer.losses.objectives import LOSS_TYPES, LossType
-from trainer.refused import REFUSED
 from trainer.step_batch import Overlong
 from trainer.weight_sync.config import WeightSyncConfig
-
-NOMINAL_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
-"""Keys of other trainers that say batch_size in another way: see batch_resolver."""
-
-WIDER_TYPES: dict[str, Any] = {"loss_type": Literal.__getitem__((*LOSS_TYPES, "dr_grpo"))}
-"""Options that take more than they hold once they are resolved."""
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +31,9 @@ _DEFAULT_BATCH_SIZE = 64
 @dataclass(kw_only=True)
 class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     """Options of the GRPO trainer; those it inherits are those of transformers.TrainingArguments, less REFUSED."""
+
+    WIDER_TYPES: ClassVar[dict[str, Any]] = {"loss_type": Literal.__getitem__((*LOSS_TYPES, "dr_grpo"))}
+    """Options that take more than they hold once they are resolved."""
 
     model_name_or_path: str = ""
     """Folder or Hub id of the policy to train."""
@@ -184,6 +180,13 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     """use_peft: above 0, the policy that is trained is not quite the one that was sampled."""
     lora_target_modules: list[str] | None = None
     """use_peft: last names of the layers that get one, e.g. [q_proj, v_proj]; every linear layer but the output if absent."""
+    load_in_4bit: bool = False
+    """use_peft: hold the weights under the adapter in 4 bits (QLoRA; needs bitsandbytes). Engines keep theirs: they get the adapter."""
+    use_liger_kernel: bool = False
+    """Fused kernels of liger_kernel for norms, rotary embeddings and MLPs, on CUDA. Not for the output layer: see
+    logprob_chunk_size."""
+    liger_kernel_config: dict[str, bool] | None = None
+    """use_liger_kernel: which kernels, e.g. {rope: false}; all that the model's type has if absent."""
 
     deepspeed: dict[str, Any] | str | None = None
     """zero1, zero2, zero3, zero3_offload, a file, or the configuration itself."""
@@ -237,6 +240,8 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
             deepspeed_presets.name_ranks()
             if self.use_cpu:
                 deepspeed_presets.use_gloo_alone()
+        quantization.check(self)
+        kernels.check(self, has_cuda=torch.cuda.is_available())
         super().__post_init__()
         config_checks.check_deadlines(self)
         for doubt in config_checks.doubts(self):
@@ -246,6 +251,11 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     def sends_adapter(self) -> bool:
         """Whether engines get the adapter alone, not whole weights."""
         return self.use_peft and self.weight_sync.transport in ("auto", "lora")
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash of the options that change what is learnt: see config_fingerprint."""
+        return config_fingerprint.fingerprint(config_fingerprint.learning_options(self))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for the sinks of report_to."""
@@ -308,16 +318,6 @@ def _same(name: str, value: Any, other_name: str, other: Any) -> Any:
     if value is not None and other is not None and value != other:
         raise ConfigError(f"{name}={value} and {other_name}={other} are the same option: give one of them")
     return other if value is None else value
-
-
-GROUPS = {"weight_sync": [f.name for f in fields(WeightSyncConfig)]}
-"""Keys that hold further keys."""
-
-
-def settable_keys() -> list[str]:
-    """Every key that a file or an override may set."""
-    without = {*REFUSED, *NOMINAL_BATCH, "num_generations"}
-    return [f.name for f in fields(GRPOConfig) if f.init and f.name not in without]
 
 
 def deepspeed_config(value: str | dict[str, Any], max_grad_norm: float) -> dict[str, Any]:

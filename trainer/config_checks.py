@@ -143,14 +143,6 @@ def check_places(config: GRPOConfig) -> None:
         raise ConfigError("push_to_hub needs hub_model_id=OWNER/NAME, and a token in HF_TOKEN")
 
 
-def check_named_model(config: GRPOConfig) -> None:
-    """There is a policy to train. Only where no model comes in memory."""
-    if not config.model_name_or_path:
-        raise ConfigError(
-            "model_name_or_path is missing; give the policy's folder, e.g. model_name_or_path=models/NAME"
-        )
-
-
 def check_deadlines(config: GRPOConfig) -> None:
     """The other ranks wait in a collective while rank 0 waits for a batch or publishes."""
     needed_s = config.batch_deadline_s + longest_s(config.weight_sync.timeout_s)
@@ -214,6 +206,10 @@ def doubts(config: GRPOConfig) -> list[str]:
         ),
         "kl_estimator=k1 has no expected gradient in the loss: give kl_placement=reward, or kl_estimator=k2": (
             config.kl_estimator == "k1" and config.kl_placement == "loss" and config.beta > 0
+        ),
+        f"loss_type=gspo takes the mean of log-ratios over a sequence, which moves little: epsilon_low={config.epsilon_low} and "
+        f"epsilon_high={config.epsilon_high} clip nothing; 3e-4 and 4e-4 are usual, see recipe=gspo": (
+            config.loss_type == "gspo" and max(config.epsilon_low, config.epsilon_high) > 0.01
         ),
         "the reference follows the policy so closely that beta has almost no effect": is_void,
         "unbias_log_probabilities=false with temperature other than 1: these are not the logprobs that were sampled": (

@@ -21,9 +21,40 @@ _KEY = re.compile(r"\+{0,2}(override )?/?[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(@_global_
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but 1e-6 is a number."""
+    """YAML as PyYAML reads it, but with the scalars of YAML 1.2: 1e-6 is a number, and no and off are words. And a key stands
+    once in its mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See PyYAML, which lets the last of several equal keys win.
+
+        Raises:
+            DuplicateKeyError: a key stands twice.
+        """
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            # Two merges (<<) are legal, and a key that is no scalar is refused elsewhere.
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in lines:
+                raise DuplicateKeyError(key.value, first=lines[key.value], second=line)
+            lines[key.value] = line
+        return super().construct_mapping(node, deep=deep)
 
 
+class DuplicateKeyError(yaml.YAMLError):
+    """A mapping holds a key twice. Lines count from 1."""
+
+    def __init__(self, key: str, *, first: int, second: int) -> None:
+        super().__init__(f"{key!r} in line {second} stands in line {first} already: keep one of them")
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)[eE][-+]?\d+$"),
@@ -41,6 +72,8 @@ def read_file(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"cannot read config file {path}: {error.strerror}") from error
+    except DuplicateKeyError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if values is None:
@@ -59,13 +92,24 @@ def read_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not _KEY.fullmatch(key):
         raise ConfigError(f"{override!r} is not key=value, e.g. learning_rate=1e-6 or weight_sync.transport=disk")
+    return key, read_value(text, of=override)
+
+
+def read_value(text: str, *, of: str) -> Any:
+    """A value that was given as text, which is YAML.
+
+    Args:
+        of: what it is the value of, for the message.
+    Raises:
+        ConfigError: it is not YAML.
+    """
     try:
-        return key, yaml.load(text, _Loader)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         # A reference is a mapping to YAML.
         if "${" in text:
-            return key, text
-        raise ConfigError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from error
+            return text
+        raise ConfigError(f"the value of {of!r} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def nearest(key: str, names: Collection[str]) -> str | None:

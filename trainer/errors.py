@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atroposlib.errors import AtroposError
+from atroposlib.errors import AtroposError, ConfigError
 
 
 class TrainerError(AtroposError):
@@ -35,3 +35,48 @@ class NonFiniteError(TrainerError):
             "those before these steps. Lower learning_rate or max_grad_norm, use torch_dtype=float32, or look for logprobs "
             "that are no numbers in what the environments send"
         )
+
+
+class RewardFunctionError(ConfigError):
+    """A reward function failed, or gave something other than rewards: nothing that another try would mend."""
+
+    code = "reward_function"
+
+
+class RankError(TrainerError):
+    """Another rank cannot go on, so this one does not either."""
+
+    code = "rank"
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(f"rank {rank} cannot go on, and all ranks stop together: {reason}")
+
+
+class ForeignTokensError(TrainerError):
+    """A group holds token ids that the model does not have."""
+
+    code = "foreign_tokens"
+
+    def __init__(self, group_id: str, *, env_id: int, column: str, token_id: int, vocabulary: int) -> None:
+        super().__init__(
+            f"group {group_id!r} of environment {env_id}: column {column!r} holds the token id {token_id}, but the model knows "
+            f"0 to {vocabulary - 1}. It was tokenized for another model, so its other ids mean something else here too: give the "
+            "environment (or the teacher) this model's tokenizer, and the run a new run_name"
+        )
+
+
+class UnusableBatchError(TrainerError):
+    """No group of a batch can be trained on."""
+
+    code = "unusable_batch"
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(
+            f"step {step}: not one group of the batch can be used. {reason}; look for what its environment computes"
+        )
+
+
+class CheckpointError(TrainerError):
+    """Weights could not be written where the run needs them."""
+
+    code = "checkpoint"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +12,22 @@ from trainer import config_values, presets
 
 SECTIONS = (
     "trainer", "trainer_args", "args", "data", "model", "reward", "rollout", "algo", "optim", "logging", "checkpoint",
-    "teacher", "launch",
+    "teacher", "launch", "make_dataset_fn",
 )  # fmt: skip
 """Names that may stand before a key, or hold keys, and mean nothing by themselves."""
+
+NESTED = ("weight_sync", "deepspeed_config")
+"""Keys that hold further keys, and keep their name."""
+
+VARIABLE = "ATROPOS_TRAINER_"
+"""Environment variables that begin so are keys: ATROPOS_TRAINER_WEIGHT_SYNC__TRANSPORT is weight_sync.transport."""
 
 ALIASES = {
     "train_batch_size": "batch_size",
     "num_generations": "group_size",
     "warmup_ratio": "warmup_steps",
     "run": "recipe",
+    "make_dataset_fn._target_": "loader",
 }
 """Documented names of keys that are called otherwise here."""
 
@@ -42,25 +49,33 @@ class Layer:
     resets: list[str] = field(default_factory=list)
     """Keys that take their defaults again."""
 
-    def add(self, key: str, value: Any, groups: Collection[str]) -> None:
+    def add(self, key: str, value: Any, *, written: str = "") -> None:
         """Take in a key with its value, which may be a section of further keys.
 
         Args:
-            groups: keys that hold further keys, and keep their name.
+            written: the environment variable that held it; empty where there was none.
         Raises:
             ConfigError: two spellings of a key with different values, or a preset that is no name.
         """
         name = canonical(key)
         if name in (*presets.GROUPS, *SECTIONS) and isinstance(value, Mapping):
             for inner, item in value.items():
-                self.add(f"{key}.{inner}", item, groups)
+                self.add(f"{key}.{inner}", item, written=written)
         elif name in presets.GROUPS:
             self._choose(name, value)
-        elif name in groups and isinstance(value, Mapping):
+        elif name in NESTED and isinstance(value, Mapping):
             for inner, item in value.items():
-                self._set(f"{name}.{inner}", item, f"{key}.{inner}")
+                self._set(f"{name}.{inner}", item, written or f"{key}.{inner}")
         else:
-            self._set(name, value, key)
+            self._set(name, value, written or key)
+
+    def origin_of(self, name: str) -> str:
+        """Where the value of a key comes from, with the name that it was written under, if that is another."""
+        written = self.spellings[name]
+        if written.startswith(VARIABLE):
+            return f"environment variable {written}"
+        last = written.split(".")[-1]
+        return f"{self.source} ({last})" if last in ALIASES else self.source
 
     def _choose(self, group: str, name: Any) -> None:
         if not isinstance(name, str):
@@ -84,20 +99,21 @@ def canonical(key: str) -> str:
     if match := _SELECTOR.fullmatch(key):
         key = match[1]
     parts = key.split(".")
-    while len(parts) > 1 and parts[0] in SECTIONS:
+    while ".".join(parts) not in ALIASES and len(parts) > 1 and parts[0] in SECTIONS:
         parts = parts[1:]
-    return ".".join([ALIASES.get(parts[0], parts[0]), *parts[1:]])
+    whole = ".".join(parts)
+    return ALIASES.get(whole) or ".".join([ALIASES.get(parts[0], parts[0]), *parts[1:]])
 
 
-def layer_of_mapping(values: Mapping[str, Any], *, source: str, groups: Collection[str]) -> Layer:
+def layer_of_mapping(values: Mapping[str, Any], *, source: str) -> Layer:
     """The keys of a file."""
     layer = Layer(source)
     for key, value in values.items():
-        layer.add(key, value, groups)
+        layer.add(key, value)
     return layer
 
 
-def layer_of_arguments(arguments: Sequence[str], *, source: str, groups: Collection[str]) -> Layer:
+def layer_of_arguments(arguments: Sequence[str], *, source: str) -> Layer:
     """The keys of key=value, +key=value and ~key arguments.
 
     Raises:
@@ -105,8 +121,32 @@ def layer_of_arguments(arguments: Sequence[str], *, source: str, groups: Collect
     """
     layer = Layer(source)
     for key, value in _pairs(arguments, layer):
-        layer.add(key, value, groups)
+        layer.add(key, value)
     return layer
+
+
+def layer_of_variables(environ: Mapping[str, str]) -> Layer:
+    """The keys of environment variables that begin with VARIABLE; `__` is a dot.
+
+    Raises:
+        ConfigError: a value is not YAML, or two variables mean one key.
+    """
+    layer = Layer("the environment variables")
+    for variable in sorted(environ):
+        if variable.startswith(VARIABLE):
+            value = config_values.read_value(environ[variable], of=variable)
+            layer.add(key_of_variable(variable), value, written=variable)
+    return layer
+
+
+def key_of_variable(variable: str) -> str:
+    """The key that an environment variable sets."""
+    return variable.removeprefix(VARIABLE).lower().replace("__", ".")
+
+
+def variable_of_key(key: str) -> str:
+    """The environment variable that sets a key."""
+    return VARIABLE + key.upper().replace(".", "__")
 
 
 def _pairs(arguments: Sequence[str], layer: Layer) -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,11 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_cut_short = _ends_within_a_line(path)
         self._file = path.open("a", encoding="utf-8")
+        if is_cut_short:
+            # By a kill, or a disk that was full: the next line must not become part of it.
+            self._file.write("\n")
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line. Numbers that JSON has no word for (NaN, infinity) become null."""
@@ -30,6 +34,14 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 class TrainerLedger:

@@ -98,14 +98,7 @@ class PackedPolicy(nn.Module):
             candidate_ids_MK: [M, K] other tokens to score in the same places.
             entropy_grad: let gradients flow through the entropies; they carry none otherwise.
         """
-        body = self.lm.base_model
-        hidden_1TH = body(
-            input_ids=input_ids_1T,
-            position_ids=position_ids_1T,
-            attention_mask=attention.packed_mask(self.lm, segments_1T, prefixes_1T),
-            use_cache=False,
-        ).last_hidden_state
-        hidden_MH = hidden_1TH[0, target_positions_M]
+        hidden_MH = hidden_at(self.lm, input_ids_1T, position_ids_1T, segments_1T, prefixes_1T, target_positions_M)
         ids_MJ = target_ids_M[:, None]
         if candidate_ids_MK is not None:
             ids_MJ = torch.cat([ids_MJ, candidate_ids_MK], dim=1)
@@ -133,3 +126,16 @@ class PackedPolicy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         logits_CV = self.lm.get_output_embeddings()(hidden_CH)
         return vocabulary_scores(logits_CV, ids_CJ, temperatures_C, entropy_grad=entropy_grad)
+
+
+def hidden_at(
+    lm: Any, ids_1T: Tensor, positions_1T: Tensor, segments_1T: Tensor, prefixes_1T: Tensor, target_positions_M: Tensor
+) -> Tensor:
+    """[M, H] last hidden states of a packed pass, in the places that predict the targets. See PackedPolicy.forward."""
+    hidden_1TH = lm.base_model(
+        input_ids=ids_1T,
+        position_ids=positions_1T,
+        attention_mask=attention.packed_mask(lm, segments_1T, prefixes_1T),
+        use_cache=False,
+    ).last_hidden_state
+    return cast("Tensor", hidden_1TH[0, target_positions_M])

@@ -69,7 +69,8 @@ class RankShare:
 
     batch: StepBatch
     minibatches: tuple[tuple[MicroBatch, ...], ...]
-    """For each optimizer step over the batch, its passes."""
+    """For each optimizer step over the batch, its passes. A part in which no sequence has a gradient makes no step: the
+    optimizer's momentum would move the weights all the same."""
     forward_tokens: int
     """Tokens that all ranks together compute in one go through the batch, prompts that are shared counted once."""
 
@@ -114,7 +115,8 @@ def share_of_rank(
         weights_N = _token_weights(batch, part, aggregation, max_completion_length)
         kept = [i for i in part if not (skips_zero_advantages and _is_without_signal(batch.sequences[i]))]
         micro_batches, tokens = packer.pack(kept, weights_N)
-        minibatches.append(micro_batches)
+        if tokens:
+            minibatches.append(micro_batches)
         forward_tokens += tokens
     return RankShare(batch, tuple(minibatches), forward_tokens)
 

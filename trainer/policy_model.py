@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def load_policy(
     trust_remote_code: bool,
     logprob_chunk_size: int,
     lora: LoraOptions | None = None,
+    quantization: Any = None,
+    prepare: Callable[[Any], None] | None = None,
 ) -> PackedPolicy:
     """Load a causal language model for training.
 
@@ -37,6 +40,8 @@ def load_policy(
         torch_dtype: of the weights that the optimizer updates: float32, bfloat16.
         logprob_chunk_size: see PackedPolicy.
         lora: train an adapter, not these weights.
+        quantization: a quantization_config of transformers; None for whole weights.
+        prepare: changes the model that was loaded in place.
     Raises:
         ConfigError: there is no such model, or its logprobs cannot be computed here.
     """
@@ -46,12 +51,15 @@ def load_policy(
             dtype=getattr(torch, torch_dtype),
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
+            quantization_config=quantization,
         )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"cannot load model_name_or_path={model_name_or_path!r}: {str(error).splitlines()[0]}\n"
             "hint: give a folder with config.json and model.safetensors, or the id of a model on the Hub"
         ) from error
+    if prepare is not None:
+        prepare(lm)
     return build_policy(lm, logprob_chunk_size=logprob_chunk_size, lora=lora)
 
 

@@ -1,11 +1,14 @@
-"""Keys that this trainer does not take, each with what to do instead. No torch."""
+"""Keys that a method does not take, each with what to do instead. No torch."""
 
 from __future__ import annotations
+
+from atroposlib.data.config import DataConfig
 
 _ONE_BATCH = "batch_size is sequences a step over all ranks; max_tokens_per_micro_batch bounds memory"
 _NO_DATASET = "batches come from the rollout server, not from a dataset"
 _NO_EVAL = "environments evaluate, not this trainer"
 _NO_LOGITS = "the loss is computed from logprobs of the sampled tokens"
+_ONE_LOADER = "rows are loaded once, and cut into passes by tokens"
 _NOT_OURS = "set it through DeepSpeed, or leave it"
 
 REFUSED: dict[str, str] = {
@@ -30,7 +33,7 @@ REFUSED: dict[str, str] = {
         _NO_EVAL,
     ),
     **dict.fromkeys(
-        ("label_smoothing_factor", "average_tokens_across_devices", "use_liger_kernel", "liger_kernel_config"),
+        ("label_smoothing_factor", "average_tokens_across_devices"),
         _NO_LOGITS,
     ),
     **dict.fromkeys(
@@ -49,7 +52,34 @@ REFUSED: dict[str, str] = {
     "disable_tqdm": "one line of log a step is all there is",
     "restore_callback_states_from_checkpoint": "there are no such callbacks",
 }  # fmt: skip
-"""Keys of transformers that would have no effect here."""
+"""Keys of transformers that would have no effect with method=grpo."""
+
+_EVALUATION = (
+    "num_train_epochs", "do_eval", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end",
+    "metric_for_best_model", "greater_is_better", "disable_tqdm",
+)  # fmt: skip
+REFUSED_SUPERVISED: dict[str, str] = {
+    **{key: reason for key, reason in REFUSED.items() if key not in _EVALUATION},
+    **{
+        key: _ONE_LOADER
+        for key, reason in REFUSED.items()
+        if reason in (_NO_DATASET, _NO_EVAL) and key not in _EVALUATION
+    },
+    "data_seed": "use seed",
+    "label_smoothing_factor": "the loss is the mean of what trained tokens cost, and nothing else",
+    "average_tokens_across_devices": "the loss is always a mean over the tokens of all ranks",
+    "do_train": "the command trains",
+    "do_predict": "serve the final model, and ask it",
+    "neftune_noise_alpha": "noise in the embeddings is not implemented",
+    **dict.fromkeys(
+        ("use_liger_kernel", "liger_kernel_config"),
+        "the loss takes logprob_chunk_size tokens at a time, so that what its largest kernel saves never exists; its others are "
+        "put into models by method=grpo alone",
+    ),
+    "use_cache": "training passes have no cache of keys and values",
+    "prediction_loss_only": "an evaluation measures loss and perplexity, and keeps no logits",
+}
+"""The same with method=sft and method=gkd."""
 
 _SAMPLING = "environments sample: set it there, where it is sent to the engine and travels with each group"
 _ENVIRONMENT = "an option of the environment: --env.{key}, or options of environments in the file of atropos up"
@@ -58,8 +88,6 @@ _INFERENCE = "an option of the inference server: section inference of the file o
 _TEACHER = "part of the teacher protocol, which is an environment: set it there"
 _REWARD = "rewards are computed by environments: set it there"
 _DATASET = "the dataset is the environment's: set it there"
-_SFT = "an option of supervised fine-tuning; this is the GRPO trainer: send groups with labels from an environment"
-_GKD = "there is no separate GKD trainer: set distill_coef, distill_beta and gkd_mode, and sample in an environment"
 _TOKENS = "token ids arrive ready: the trainer neither pads nor tokenizes"
 _LAUNCHER = "atropos up names and starts runs: set it there, or use run_name and run_dir"
 _PRESET = "presets are chosen by file name: model=NAME"
@@ -68,21 +96,14 @@ _DRAIN = "use num_minibatches for several optimizer steps on one batch"
 
 ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("padding_side", "tokenizer", "tokenizer_kwargs", "unsafe_tokenizer_loading"), _TOKENS),
-    "load_in_4bit": "engines could not be given such weights: train LoRA over bfloat16, use_peft=true torch_dtype=bfloat16",
     "name": _PRESET,
     **dict.fromkeys(
-        (
-            "dataset_id_or_path", "dataset_split", "dataset_level_filter", "dataset_max_samples", "eval_split_ratio",
-            "shuffle", "dataset_path", "make_dataset_fn", "train_split", "val_split", "keep_columns",
-            "artificial_epochs", "db_url", "min_reward", "learning_key", "add_dataset_indices", "train_dataset",
-        ),
-        _DATASET,
-    ),
-    **dict.fromkeys(
-        ("completion_only_training", "max_seq_length", "packing", "custom_start_of_response"), _SFT
+        (*DataConfig.model_fields, "make_dataset_fn", "artificial_epochs", "add_dataset_indices", "train_dataset"), _DATASET
     ),
     **dict.fromkeys(("trainer_log_name", "wandb_run_name", "wandb_group_name", "exp_name", "results_dir"), _LAUNCHER),
     "wandb_project": "use project",
+    "tags": "set the environment variable WANDB_TAGS",
+    "call_post_training": "give the command that comes next a line of its own: atropos-trainer ends when the model is saved",
     "resume_from": REFUSED["resume_from_checkpoint"],
     "save_final_model": "the final model is always saved, in RUN_DIR/final",
     **dict.fromkeys(("max_prompt_length", "top_k", "top_p", "min_p", "repetition_penalty"), _SAMPLING),
@@ -118,14 +139,6 @@ ELSEWHERE: dict[str, str] = {
         ),
         _REWARD,
     ),
-    **dict.fromkeys(
-        (
-            "lmbda", "kd_temperature", "max_new_tokens", "seq_kd", "teacher_model_name_or_path",
-            "teacher_model_init_kwargs", "align_teacher_template", "teacher_tokenizer_name_or_path",
-            "baseline_success", "baseline_tokens",
-        ),
-        _GKD,
-    ),
     "disable_dropout": "dropout is always off, so that the policy that is trained is the one that was sampled",
     **dict.fromkeys(("compute_environment", "distributed_type"), "a field of accelerate's file: give deepspeed=FILE"),
     **dict.fromkeys(
@@ -158,14 +171,55 @@ ELSEWHERE: dict[str, str] = {
     "vllm_importance_sampling_correction": "use correction",
     "mask_truncated_completions": "use overlong=mask or overlong=keep",
 }  # fmt: skip
-"""Keys of other components, of other trainers, or of other projects, that a user may bring along."""
+"""Keys of other components and projects that a user may bring along to method=grpo."""
+
+_ANYWHERE = {
+    _ENVIRONMENT, _CLIENT, _INFERENCE, _TEACHER, _REWARD, _LAUNCHER, _PRESET,
+    *(
+        ELSEWHERE[key]
+        for key in (
+            "compute_environment", "model_name", "wandb_project", "tags", "call_post_training", "resume_from",
+            "save_final_model", "vllm_host", "vllm_server_timeout", "vllm_group_port", "total_steps",
+        )
+    ),
+}  # fmt: skip
+"""Reasons that have nothing to do with the method."""
+
+ELSEWHERE_SUPERVISED: dict[str, str] = {
+    **{key: reason for key, reason in ELSEWHERE.items() if reason in _ANYWHERE},
+    "padding_side": "rows are laid end to end: nothing is padded",
+    **dict.fromkeys(
+        ("tokenizer", "tokenizer_kwargs"), "the tokenizer is tokenizer_name_or_path, with its own settings"
+    ),
+    "unsafe_tokenizer_loading": "nothing is padded, so the padding token may be any; see trust_remote_code for code",
+    "artificial_epochs": "use num_train_epochs",
+    "add_dataset_indices": "every row has a source_id",
+    "make_dataset_fn": "use loader",
+    "load_in_4bit": "only method=grpo trains over 4-bit weights: train LoRA over bfloat16, use_peft=true torch_dtype=bfloat16",
+    "train_dataset": "use dataset_path or dataset_id_or_path",
+    **dict.fromkeys(("top_k", "top_p", "min_p", "repetition_penalty"), "completions are sampled by temperature alone"),
+    "max_prompt_length": "max_seq_length bounds a whole example",
+    "max_completion_length": "max_seq_length bounds a whole example, max_new_tokens what method=gkd samples",
+    **dict.fromkeys(
+        ("backprop_accumulation_steps", "backprop_accumulation_micro_batch_size"),
+        "each micro batch has its own backward pass: lower max_tokens_per_micro_batch instead",
+    ),
+    "ds3_gather_for_generation": "method=gkd samples from whole weights only: stage 2 or lower",
+    "loss_type": "there is one loss: use method=grpo for others",
+}
+"""The same with method=sft and method=gkd."""
 
 
-def why_refused(key: str) -> str | None:
-    """What to do instead of a key, which may be dotted; None where there is nothing against it."""
+def why_refused(key: str, method: str) -> str | None:
+    """What to do instead of a key, which may be dotted; None where there is nothing against it.
+
+    Args:
+        method: grpo, sft or gkd.
+    """
+    refused, elsewhere = (REFUSED, ELSEWHERE) if method == "grpo" else (REFUSED_SUPERVISED, ELSEWHERE_SUPERVISED)
     first = key.split(".")[0]
-    if key in REFUSED:
-        return REFUSED[key]
-    if first in ELSEWHERE:
-        return ELSEWHERE[first].format(key=key.removeprefix("env.").removeprefix("openai."))
+    if key in refused:
+        return refused[key]
+    if first in elsewhere:
+        return elsewhere[first].format(key=key.removeprefix("env.").removeprefix("openai."))
     return None

@@ -1,8 +1,9 @@
-"""What a run talks to and asks for, made from its configuration."""
+"""What a run talks to, asks for and makes of its batches, by its configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,17 @@ import torch
 from atroposlib.client import RolloutClient
 from atroposlib.errors import ConfigError
 from atroposlib.wire.models import RunRequest
+from trainer.batch_checks import BatchLimits, CheckedBatch
 from trainer.batch_stream import Client
 from trainer.config import GRPOConfig
+from trainer.kernels import use_kernels
 from trainer.logprobs import PackedPolicy
 from trainer.lora import options_of
-from trainer.policy_model import build_policy, load_policy
+from trainer.micro_batch import RankShare, share_of_rank
+from trainer.policy_model import PolicySaver, build_policy, load_policy
+from trainer.quantization import quantization_of
+from trainer.step_batch import StepBatch, build_step_batch
+from trainer.step_loss import LossRule
 
 ENGINE_DTYPE = torch.bfloat16
 """What weights are converted to on their way into the engines."""
@@ -44,6 +51,7 @@ def policy_of(config: GRPOConfig, model: Any) -> PackedPolicy:
     """The policy to train: from memory, or the one that the configuration names."""
     if isinstance(model, str) or model is None:
         return load_named(config, config.model_name_or_path, is_trained=True)
+    use_kernels(model, config)
     return build_policy(model, logprob_chunk_size=config.logprob_chunk_size, lora=options_of(config))
 
 
@@ -60,7 +68,19 @@ def load_named(config: GRPOConfig, name: str, *, is_trained: bool) -> PackedPoli
         trust_remote_code=config.trust_remote_code,
         logprob_chunk_size=config.logprob_chunk_size,
         lora=options_of(config) if is_trained else None,
+        quantization=quantization_of(config),
+        prepare=partial(use_kernels, config=config),
     )
+
+
+def policy_saver(config: GRPOConfig, *, takes_tokenizer: bool) -> PolicySaver:
+    """Writes the policy's folders.
+
+    Args:
+        takes_tokenizer: the one that the configuration names is saved beside the weights.
+    """
+    name = (config.tokenizer_name_or_path or config.model_name_or_path) if takes_tokenizer else None
+    return PolicySaver(name, trust_remote_code=config.trust_remote_code)
 
 
 def run_request(config: GRPOConfig, *, start_step: int) -> RunRequest:
@@ -86,4 +106,66 @@ def rollout_client(config: GRPOConfig) -> Callable[[], Client]:
     # A rollout server that restarts is waited for as long as a batch is.
     return lambda: RolloutClient(
         config.rollout_server_url, deadline_s=config.batch_deadline_s, token=config.rollout_server_token
+    )
+
+
+def batch_limits(config: GRPOConfig, policy: PackedPolicy) -> BatchLimits:
+    """What batches are checked against."""
+    text = policy.config.get_text_config()
+    return BatchLimits(
+        vocabulary=text.vocab_size,
+        context=_context(text),
+        pass_tokens=config.max_tokens_per_micro_batch,
+        needs_inference_logprobs=config.correction != "none",
+    )
+
+
+def _context(text: Any) -> int | None:
+    """Positions that a model has; None where its configuration does not say."""
+    positions = getattr(text, "max_position_embeddings", None)
+    if not positions:
+        return None
+    # Scaled positions go further than what the model was first trained with, and some configurations count them already.
+    scaling = getattr(text, "rope_parameters", None) or {}
+    factor = scaling.get("factor") if isinstance(scaling, dict) else None
+    return int(positions * max(1.0, float(factor or 1.0)))
+
+
+def step_batch(config: GRPOConfig, step: int, found: CheckedBatch) -> StepBatch:
+    """The batch of a step, as fresh as the run wants it.
+
+    Raises:
+        StalenessError: it is older.
+    """
+    batch = build_step_batch(
+        step,
+        found.groups,
+        advantage_scale=config.advantage_scale,
+        overlong=config.overlong,
+        temperature=config.temperature,
+        unbias_log_probabilities=config.unbias_log_probabilities,
+        max_completion_length=config.max_completion_length,
+        overlong_cache=config.overlong_cache,
+        left_out=found.left_out,
+    )
+    batch.check_staleness(config.max_staleness)
+    return batch
+
+
+def rank_share(config: GRPOConfig, policy: PackedPolicy, batch: StepBatch, rule: LossRule) -> RankShare:
+    """This rank's part of a batch."""
+    return share_of_rank(
+        batch,
+        rank=config.process_index,
+        ranks=config.world_size,
+        # One sequence a pass: none fits beside another.
+        max_tokens=config.max_tokens_per_micro_batch if config.pack else 1,
+        hidden_size=policy.config.get_text_config().hidden_size,
+        aggregation=config.loss_aggregation,
+        max_completion_length=config.max_completion_length,
+        shares_prompts=config.pack and policy.shares_prompts,
+        num_minibatches=config.num_minibatches,
+        seed=config.seed,
+        skips_zero_advantages=rule.skips_zero_advantages(batch),
+        has_teacher=rule.has_teacher(batch),
     )

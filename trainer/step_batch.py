@@ -6,7 +6,7 @@ No torch here: tensors are made in micro_batch.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -123,6 +123,7 @@ def build_step_batch(
     unbias_log_probabilities: bool = True,
     max_completion_length: int | None = None,
     overlong_cache: int | None = None,
+    left_out: Collection[tuple[int, int]] = (),
 ) -> StepBatch:
     """Turn leased groups into what the loss needs.
 
@@ -135,6 +136,7 @@ def build_step_batch(
         temperature: of groups that do not say theirs.
         unbias_log_probabilities: logprobs at the sampling temperature; False: at temperature 1.
         max_completion_length, overlong_cache: tokens, for soft.
+        left_out: (place of a group, place of its sequence) that get no loss; their rewards count.
     Raises:
         TrainerError: the batch is empty.
         ValueError: soft without its lengths.
@@ -145,7 +147,11 @@ def build_step_batch(
     if overlong == "soft":
         rewards = [_softened(group, max_completion_length, overlong_cache) for group in groups]
     advantages = batch_advantages(rewards, scale=advantage_scale)
-    rule = _SequenceRule(is_masked=overlong == "mask", temperature=temperature if unbias_log_probabilities else None)
+    rule = _SequenceRule(
+        is_masked=overlong == "mask",
+        temperature=temperature if unbias_log_probabilities else None,
+        left_out=frozenset(left_out),
+    )
     sequences = [
         sequence for index, group in enumerate(groups) for sequence in _sequences(index, group, advantages[index], rule)
     ]
@@ -181,6 +187,7 @@ class _SequenceRule:
     """Truncated sequences get no loss."""
     temperature: float | None
     """Of groups that do not say theirs; None: logprobs at temperature 1, whatever they say."""
+    left_out: frozenset[tuple[int, int]]
 
 
 def _sequences(group_index: int, group: Group, advantages_N: Float64, rule: _SequenceRule) -> Iterator[TrainSequence]:
@@ -193,7 +200,7 @@ def _sequences(group_index: int, group: Group, advantages_N: Float64, rule: _Seq
         is_truncated = bool(group.finish_reasons) and group.finish_reasons[i] == "length"
         is_trained_L = is_sampled_L.copy()
         is_trained_L[0] = False  # nothing comes before the first token, so nothing predicts it
-        if is_truncated and rule.is_masked:
+        if (is_truncated and rule.is_masked) or (group_index, i) in rule.left_out:
             is_trained_L[:] = False
         tokens_L = group.tokens[span]
         targets_L = tokens_L if group.labels is None else group.labels[span]

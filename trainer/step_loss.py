@@ -121,18 +121,21 @@ def micro_loss(
     now_M = logprobs_M.detach()
     before_M = now_M if micro.proximal_logprobs_M is None else micro.proximal_logprobs_M
     weights_M, is_bounded_M = _corrected(micro, before_M, rule.correction)
-    kl_M = _kl(micro, logprobs_M, before_M, rule)
+    # The policy that acted, from which the objective measures.
+    old_M = _engine_logprobs(micro, before_M) if rule.correction.measures_from_engine else before_M
+    kl_M = _kl(micro, logprobs_M, old_M, rule)
     distill_M, signal_M = _distillation(micro, logprobs_M, candidate_logprobs_MK, rule)
     advantages_M = micro.advantages_M + rule.distill_coef * signal_M
     if rule.kl_placement == "reward":
         advantages_M = advantages_M - rule.beta * kl_M
     tokens = token_losses(
         logprobs_M,
-        _engine_logprobs(micro, before_M) if rule.correction.measures_from_engine else before_M,
+        old_M,
         advantages_M,
         weights_M,
         micro.sequence_M,
         rule.objective,
+        is_sampled_M=is_policy_M,
     )
     policy = (torch.where(is_policy_M, tokens.losses_M, 0.0) * counts_M).sum()
     supervised = (torch.where(is_policy_M, 0.0, -logprobs_M) * counts_M).sum()
@@ -162,7 +165,8 @@ def micro_loss(
 
 def _corrected(micro: MicroBatch, before_M: Tensor, rule: CorrectionRule) -> tuple[Tensor, Tensor]:
     """Weights, and whether a bound decided them. Tokens without logprobs of an engine have the weight 1."""
-    weights_M = correction_weights(before_M, _engine_logprobs(micro, before_M), micro.sequence_M, rule)
+    engine_M = _engine_logprobs(micro, before_M)
+    weights_M = correction_weights(before_M, engine_M, micro.sequence_M, rule, is_sampled_M=~micro.is_supervised_M)
     match rule.correction:
         case "tis" | "seq_tis":
             is_bounded_M = weights_M >= rule.is_cap
@@ -179,12 +183,12 @@ def _engine_logprobs(micro: MicroBatch, before_M: Tensor) -> Tensor:
     return torch.where(is_known_M, micro.inference_logprobs_M, before_M)
 
 
-def _kl(micro: MicroBatch, logprobs_M: Tensor, before_M: Tensor, rule: LossRule) -> Tensor:
+def _kl(micro: MicroBatch, logprobs_M: Tensor, old_M: Tensor, rule: LossRule) -> Tensor:
     """[M] nats; 0 where there is no reference, and for supervised tokens."""
     if rule.beta == 0 or micro.ref_logprobs_M is None:
-        return torch.zeros_like(before_M)
+        return torch.zeros_like(old_M)
     # In the reward it is a constant, of the policy that acted.
-    policy_M = logprobs_M if rule.kl_placement == "loss" else before_M
+    policy_M = logprobs_M if rule.kl_placement == "loss" else old_M
     return torch.where(micro.is_supervised_M, 0.0, kl_estimate(policy_M, micro.ref_logprobs_M, rule.kl_estimator))
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.gradient_accumulation import GradientAccumulation
 from trainer.logprobs import CandidateScores, TokenScores
 from trainer.metrics import TokenSums
 from trainer.micro_batch import MicroBatch, RankShare
@@ -41,8 +41,7 @@ class StepPasses:
         self._accelerator = accelerator
         self._rule = rule
         self._device = device
-        self._ranks = ranks
-        self._is_deepspeed = is_deepspeed
+        self._accumulation = GradientAccumulation(accelerator, ranks=ranks, is_deepspeed=is_deepspeed)
         self._reference = reference
 
     def prepared(self, model: Any, share: RankShare, *, optimizer_steps: int) -> Minibatches:
@@ -66,13 +65,8 @@ class StepPasses:
 
     def accumulate(self, model: Any, micro_batches: Sequence[MicroBatch], sums: TokenSums) -> None:
         """Add up the gradients of one optimizer step; they are synchronised once, with the last pass."""
-        last = len(micro_batches) - 1
-        for i, micro in enumerate(micro_batches):
-            self._accelerator.gradient_state._set_sync_gradients(i == last)
-            with self._gradient_sync(model, is_last=i == last):
-                loss = self._loss(model, micro.to(self._device), sums)
-                # Ranks average their gradients; our loss is already a share of the whole batch's.
-                self._backward(loss * self._ranks)
+        # Our loss is already a share of the whole batch's.
+        self._accumulation.run(model, micro_batches, lambda micro: self._loss(model, micro.to(self._device), sums))
 
     def _loss(self, model: Any, micro: MicroBatch, sums: TokenSums) -> Tensor:
         wants_candidates = micro.distill_token_ids_MK is not None and not is_policy_gradient(micro, self._rule)
@@ -99,17 +93,6 @@ class StepPasses:
         if micro.ref_logprobs_M is not None and micro.has_ref_logprobs_M is not None:
             ref_M = torch.where(micro.has_ref_logprobs_M, micro.ref_logprobs_M, ref_M)
         return replace(micro, ref_logprobs_M=ref_M)
-
-    def _gradient_sync(self, model: Any, *, is_last: bool) -> AbstractContextManager[Any]:
-        # DeepSpeed is told by the accumulation boundary, which accelerate sets from gradient_state.
-        if is_last or self._is_deepspeed:
-            return nullcontext()
-        context: AbstractContextManager[Any] = self._accelerator.no_sync(model)
-        return context
-
-    def _backward(self, loss: Tensor) -> None:
-        # scale_wrt_gas=False: DeepSpeed would divide by its own idea of accumulation.
-        self._accelerator.backward(loss, **({"scale_wrt_gas": False} if self._is_deepspeed else {}))
 
 
 def forward(

@@ -207,6 +207,7 @@ class UpConfig(Section):
                 "runs_dir": self.runs_dir.absolute(),
                 "model": self.model.absolute(),
                 "environments": environments,
+                "frozen": {name: _with_absolute_model(section) for name, section in self.frozen.items()},
             }
         )
 
@@ -214,6 +215,13 @@ class UpConfig(Section):
         """Every key with its value, defaults included."""
         plain = self.model_dump(mode="json", by_alias=True)
         return yaml.safe_dump(plain, sort_keys=False, width=100)
+
+
+def _with_absolute_model(section: FrozenSection) -> FrozenSection:
+    """A folder by its whole path; the id of a model on the Hub stays as it is."""
+    if not section.model or not Path(section.model).is_dir():
+        return section
+    return section.model_copy(update={"model": str(Path(section.model).absolute())})
 
 
 Kind = Literal["rollout_server", "inference", "environment", "trainer"]

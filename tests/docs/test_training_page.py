@@ -10,9 +10,9 @@ import pytest
 
 from tests.trainer.fakes import FakeRolloutServer, a_config, tiny_llama
 from trainer.alarms import alarm_rules
-from trainer.config import GROUPS, settable_keys
 from trainer.config_checks import ONE_OF
 from trainer.grpo_trainer import GRPOTrainer
+from trainer.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
@@ -72,7 +72,9 @@ def named_options() -> list[tuple[str, str]]:
 
 
 def test_every_option_on_the_page_exists_and_takes_the_value() -> None:
-    keys = {*settable_keys(), "recipe", *(f"{group}.{name}" for group, names in GROUPS.items() for name in names)}
+    schema = METHODS["grpo"].schema
+    nested = {f"{group}.{name}" for group, names in schema.named_groups.items() for name in names}
+    keys = {*schema.keys, *nested, "recipe"}
     wrong = [
         f"{key}={value}"
         for key, value in named_options()

@@ -11,17 +11,27 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atroposlib.data.presets import PRESETS as DATA_SETS
 from atroposlib.errors import ConfigError
 from atroposlib.launch.config import TrainerSection
 from trainer import presets
-from trainer.compose import Composition, layers, load_config, load_config_with_origins
+from trainer.compose import Composition, load_config, load_config_with_origins
 from trainer.config import deepspeed_config
+from trainer.config_layers import layers
+from trainer.config_values import read_file
 from trainer.deepspeed_presets import PRESETS, from_accelerate, zero_stage
 from trainer.grammar import SECTIONS, canonical
 from trainer.interpolation import Interpolation
 
 ALL_PRESETS = [(group, name) for group in presets.GROUPS for name in presets.names(group)]
-RECIPES = ["atlas_compat", "cispo", "dapo", "default", "dr_grpo", "grpo", "gspo", "smoke_cpu"]
+RECIPES = [
+    "atlas_compat", "cispo", "dapo", "default", "dr_grpo", "gkd_quickstart", "grpo", "gsm8k_rlvr", "gspo", "meta_math_rlvr",
+    "sft_quickstart", "smoke_cpu", "teacher_gkd", "teacher_rcl", "teacher_rcl_compat", "teacher_sft",
+]  # fmt: skip
+OF_THE_PLACE = {
+    "model_name_or_path", "teacher_model_name_or_path", "deepspeed", "loss_type", "attn_implementation",
+}  # fmt: skip
+"""Keys that a test gives itself, or that are resolved to another value."""
 
 
 @pytest.fixture
@@ -35,25 +45,78 @@ def a_file(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_the_recipes_are_these() -> None:
+def options_of(group: str, name: str, folder: str) -> list[str]:
+    """A preset with what it leaves open, and without what needs an accelerator."""
+    options = [f"{group}={name}", f"model_name_or_path={folder}", "deepspeed=null"]
+    if group == "data" and name in DATA_SETS:
+        options.append("method=sft")
+    if "gkd" in name and group in ("recipe", "trainer"):
+        options.append(f"teacher_model_name_or_path={folder}")
+    return options
+
+
+def test_the_presets_are_these() -> None:
     assert presets.names("recipe") == RECIPES
+    assert presets.names("trainer") == ["base", "gkd", "grpo", "sft", "teacher_grpo"]
+    assert {"runtime_traces", "runtime_pg", "arc_atlas_rl", "arc_atlas_sft", "big_math_rl", "gsm8k_gkd", "gsm8k_grpo",
+            "meta_math_grpo"} <= set(presets.names("data"))  # fmt: skip
 
 
 @pytest.mark.parametrize(("group", "name"), ALL_PRESETS)
-def test_every_preset_composes_and_is_valid(group: str, name: str, model: str) -> None:
-    deepspeed = ["deepspeed=null"] if group == "model" else []
-
-    config, origins = load_config_with_origins(None, [f"{group}={name}", model, *deepspeed])
+def test_every_preset_composes_and_is_valid(group: str, name: str, tmp_path: Path) -> None:
+    config, origins = load_config_with_origins(None, options_of(group, name, str(tmp_path)))
 
     _, own = presets.load(group, name)
-    for key in {canonical(key) for key in own} - {
-        "model_name_or_path",
-        "deepspeed",
-        "loss_type",
-        "attn_implementation",
-    }:
+    for key in {canonical(key) for key in own} - OF_THE_PLACE:
         assert origins[key].startswith(f"{group}={name}")
-    assert config.model_name_or_path == model.partition("=")[2]
+    assert config.model_name_or_path == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_a_data_set_is_the_environments_where_batches_come_from_a_server(name: str, model: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"in data={name} has no use with method=grpo: the dataset is the environment's"
+    ):
+        load_config(None, [model, f"data={name}"])
+
+
+@pytest.mark.parametrize("name", ["interpretation_teaching", "rim_teaching"])
+def test_judges_are_the_environments(name: str, model: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigError, match=f"reward={name} has no use in a trainer: it chooses judges, who are"):
+        load_config(None, [model, f"reward@_global_={name}"])
+
+    assert load_config(None, [model, f"reward={name}", "strict=false"]).advantage_scale == "none"
+    assert f"reward={name} has no use in a trainer" in caplog.text
+
+
+def test_the_teachers_recipes_are_those_of_the_documents(tmp_path: Path) -> None:
+    rcl, compat, sft = (
+        load_config(None, options_of("recipe", name, str(tmp_path)))
+        for name in ("teacher_rcl", "teacher_rcl_compat", "teacher_sft")
+    )
+
+    assert (rcl.batch_size, rcl.group_size, rcl.max_steps, rcl.save_steps) == (128, 32, 250, 10)
+    assert (rcl.temperature, rcl.beta, rcl.lr_scheduler_type, rcl.sync_ref_model) == (0.7, 0.04, "constant", False)
+    assert rcl.correction == "tis"
+    assert (compat.sync_ref_model, compat.ref_model_sync_steps, compat.ref_model_mixup_alpha) == (True, 2, 0.9)
+    assert (compat.loss_type, compat.correction, compat.advantage_scale) == ("reinforce", "none", "group_std")
+    assert (compat.batch_size, compat.max_staleness) == (128, 0)
+    assert (sft.num_train_epochs, sft.batch_size, sft.learning_rate, sft.adam_beta2) == (10, 16, 1e-5, 0.95)
+    assert (sft.max_seq_length, sft.warmup_steps, sft.weight_decay) == (16384, 0.05, 1e-4)
+
+
+def test_a_key_that_stands_twice_in_a_file_is_refused_with_its_lines(tmp_path: Path) -> None:
+    path = a_file(tmp_path, "beta: 0.1\nweight_sync: {keep: 3}\nbeta: 0.2\n")
+
+    with pytest.raises(ConfigError, match=f"{path}: 'beta' in line 4 stands in line 2 already"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="'keep' in line 1 stands in line 1 already"):
+        load_config(None, ["weight_sync={keep: 3, keep: 4}"])
+
+
+def test_no_shipped_file_has_a_key_twice() -> None:
+    for path in presets.FOLDER.rglob("*.yaml"):
+        read_file(path)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -191,7 +254,7 @@ def test_ranks_must_meet_in_one_folder(model: str, options: list[str], monkeypat
         (["max_steps=${project}"], "max_steps in the command line should be a valid integer"),
         (["recipe=dapoo"], "recipe=dapoo is no preset; did you mean 'dapo'? There are: atlas_compat, cispo"),
         (["model=Qwen/Qwen3-8B"], "for a checkpoint give model_name_or_path=FOLDER"),
-        (["reward=interpretation_teaching"], "reward functions are the environments'"),
+        (["reward=rubric"], "reward functions are the environments'"),
         (["recipe=3"], "recipe in the command line should be the name of a preset, is 3"),
         (["trainer.temprature=1"], "unknown key 'trainer.temprature' in the command line; did you mean 'temperature'?"),
         (["recipee=grpo"], "unknown key 'recipee' in the command line; did you mean 'recipe'?"),

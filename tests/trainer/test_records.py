@@ -34,6 +34,16 @@ def test_a_file_that_exists_is_continued(tmp_path: Path) -> None:
     assert len((tmp_path / "x.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"step": 0}\n{"ste')
+
+    lines = JsonLines(tmp_path / "x.jsonl")
+    lines.append({"step": 1})
+    lines.close()
+
+    assert (tmp_path / "x.jsonl").read_text().splitlines() == ['{"step": 0}', '{"ste', '{"step": 1}']
+
+
 def test_only_a_marked_checkpoint_counts(tmp_path: Path) -> None:
     for step in (2, 10, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()

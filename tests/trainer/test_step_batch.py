@@ -242,9 +242,8 @@ def test_a_rank_without_sequences_gets_passes_that_weigh_nothing() -> None:
     assert sorted(float(micro.loss_weights_M.sum()) for micro in shares) == pytest.approx([0.0, 0.0, 0.5, 0.5])
 
 
-def test_a_batch_that_is_all_overlong_still_makes_one_pass() -> None:
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_batch_that_is_all_overlong_makes_no_pass_on_any_rank(ranks: int) -> None:
     batch = batch_of(a_group("g", finish_reasons=("length", "length")))
 
-    (micro,) = all_micro_batches(batch, ranks=1, max_tokens=100)
-
-    assert float(micro.loss_weights_M.sum()) == 0.0
+    assert all_micro_batches(batch, ranks=ranks, max_tokens=100) == []

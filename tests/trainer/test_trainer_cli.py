@@ -16,6 +16,7 @@ import yaml
 from tests.trainer.fakes import tiny_llama
 from trainer import presets
 from trainer.cli import describe, main
+from trainer.methods import METHODS
 from trainer.weight_sync.config import WeightSyncConfig
 
 
@@ -45,6 +46,8 @@ def test_help_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
 
     out = capsys.readouterr().out
+    for name, method in METHODS.items():
+        assert f"\n  {name}: {method.meaning}\n" in out
     for group in presets.GROUPS:
         assert f"  {group}= {', '.join(presets.names(group))}\n" in out
     assert "deepspeed= zero1, zero2, zero3, zero3_offload, or a file" in out
@@ -138,7 +141,9 @@ def test_what_print_config_prints_can_be_given_as_a_configuration(
 def test_a_resolved_configuration_is_a_configuration(tmp_path: Path, recipe: str) -> None:
     from trainer.compose import load_config_with_origins
 
-    config, origins = load_config_with_origins(None, [f"model_name_or_path={tmp_path}", f"recipe={recipe}"])
+    teacher = [f"teacher_model_name_or_path={tmp_path}"] if "gkd" in recipe else []
+    options = [f"model_name_or_path={tmp_path}", f"recipe={recipe}", "deepspeed=null", *teacher]
+    config, origins = load_config_with_origins(None, options)
     path = tmp_path / "resolved.yaml"
     path.write_text(describe(config, origins))
 

@@ -33,7 +33,12 @@ class CorrectionRule:
 
 
 def correction_weights(
-    proximal_logprobs_M: Tensor, inference_logprobs_M: Tensor, sequence_M: Tensor, rule: CorrectionRule
+    proximal_logprobs_M: Tensor,
+    inference_logprobs_M: Tensor,
+    sequence_M: Tensor,
+    rule: CorrectionRule,
+    *,
+    is_sampled_M: Tensor | None = None,
 ) -> Tensor:
     """[M] weight of each token; no gradient flows through it.
 
@@ -45,6 +50,7 @@ def correction_weights(
         proximal_logprobs_M: [M] under the weights at the start of the step.
         inference_logprobs_M: [M] as the engine sampled them.
         sequence_M: [M] which sequence of the micro batch each token is in.
+        is_sampled_M: [M] bool: the tokens that a sequence's ratio is made of; all if absent.
     Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training" (tis); Liu et al. 2025,
         "When speed kills stability" (sequence variants); Ling team 2025, arXiv:2510.18855 (IcePop).
     """
@@ -53,12 +59,16 @@ def correction_weights(
         case "tis":
             return token_ratio(before_M, inference_logprobs_M).clamp(max=rule.is_cap)
         case "seq_tis":
-            ratio_M = sequence_ratio(before_M, inference_logprobs_M, sequence_M, is_geometric_mean=False)
+            ratio_M = sequence_ratio(
+                before_M, inference_logprobs_M, sequence_M, is_geometric_mean=False, is_sampled_M=is_sampled_M
+            )
             return ratio_M.clamp(max=rule.is_cap)
         case "mis":
             return _masked(token_ratio(before_M, inference_logprobs_M), rule)
         case "seq_mis":
-            ratio_M = sequence_ratio(before_M, inference_logprobs_M, sequence_M, is_geometric_mean=True)
+            ratio_M = sequence_ratio(
+                before_M, inference_logprobs_M, sequence_M, is_geometric_mean=True, is_sampled_M=is_sampled_M
+            )
             return _masked(ratio_M, rule)
         case "bypass" | "none":
             return torch.ones_like(before_M)

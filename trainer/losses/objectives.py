@@ -54,6 +54,8 @@ def token_losses(
     weights_M: Tensor,
     sequence_M: Tensor,
     objective: Objective,
+    *,
+    is_sampled_M: Tensor | None = None,
 ) -> TokenLosses:
     """Loss of each token.
 
@@ -71,6 +73,7 @@ def token_losses(
         advantages_M: [M] advantage of each token.
         weights_M: [M] off-policy correction, constant.
         sequence_M: [M] which sequence of the micro batch each token is in.
+        is_sampled_M: [M] bool: the tokens that gspo's ratio of a sequence is made of; all if absent.
     Source: Schulman et al. 2017, arXiv:1707.06347; Ye et al. 2020, arXiv:1912.09729 (dual clip); Yu et al. 2025,
         arXiv:2503.14476 (epsilon_high above epsilon_low); MiniMax 2025, arXiv:2506.13585 (cispo); Zheng et al. 2025,
         arXiv:2507.18071 (gspo); the default loss of prime-rl (dppo).
@@ -86,7 +89,7 @@ def token_losses(
         case "dppo":
             return _dppo(logprobs_M, before_M, advantages_M, weights_M, objective)
         case "gspo":
-            ratio_M = _gspo_ratio(logprobs_M, before_M, sequence_M)
+            ratio_M = _gspo_ratio(logprobs_M, before_M, sequence_M, is_sampled_M)
         case "ppo_clip":
             ratio_M = token_ratio(logprobs_M, before_M)
     return _clipped(ratio_M, advantages_M, weights_M, objective)
@@ -104,9 +107,11 @@ def _clipped(ratio_M: Tensor, advantages_M: Tensor, weights_M: Tensor, objective
     )
 
 
-def _gspo_ratio(logprobs_M: Tensor, before_M: Tensor, sequence_M: Tensor) -> Tensor:
+def _gspo_ratio(logprobs_M: Tensor, before_M: Tensor, sequence_M: Tensor, is_sampled_M: Tensor | None) -> Tensor:
     """The sequence's ratio in value; through each token flows the gradient of its own logprob, as GSPO-token has it."""
-    ratio_M = sequence_ratio(logprobs_M.detach(), before_M, sequence_M, is_geometric_mean=True)
+    ratio_M = sequence_ratio(
+        logprobs_M.detach(), before_M, sequence_M, is_geometric_mean=True, is_sampled_M=is_sampled_M
+    )
     return ratio_M * torch.exp(logprobs_M - logprobs_M.detach())
 
 

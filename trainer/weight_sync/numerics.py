@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.losses.ratios import LOG_RATIO_LIMIT
 from trainer.weight_sync.engines.sampling import SamplingControl
 from trainer.weight_sync.errors import NumericsError
 
@@ -21,9 +22,6 @@ Score: TypeAlias = Callable[[Sequence[int], float], Sequence[float]]
 """(token_ids, temperature) -> the trainer's logprobs of token_ids[1:]."""
 
 Floats: TypeAlias = NDArray[np.float64]
-
-LOG_RATIO_LIMIT = 20.0
-"""Differences are clamped to this before exp."""
 
 _IMPOSSIBLE = -1000.0
 """No sampled token is that unlikely. vLLM writes -9999 for minus infinity."""

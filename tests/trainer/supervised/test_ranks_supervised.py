@@ -1,0 +1,80 @@
+"""Several processes train what one process trains: torchrun, gloo, DDP and DeepSpeed on CPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tests.trainer.supervised.fakes import tiny_model
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+
+
+def train(method: str, run_dir: Path, *options: str, ranks: int = 1) -> None:
+    """Two steps in processes of their own."""
+    launcher = [
+        "-m", "torch.distributed.run", "--nproc_per_node", str(ranks),
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
+    ]  # fmt: skip
+    command = [sys.executable, *(launcher if ranks > 1 else []), str(WORKER), method, str(run_dir), *options]
+    # One thread each: spinning OpenMP threads of several processes on few cores stop each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def weights_of(run_dir: Path) -> dict[str, Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(run_dir / "final").named_parameters())
+
+
+def lines_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("alone")
+    train("sft", run_dir, "eval_steps=1")
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [(3, []), (2, ["deepspeed=zero2"]), (2, ["deepspeed=zero3", "model_name_or_path=FOLDER"])],
+    ids=["ddp-3", "zero2-2", "zero3-2"],
+)
+def test_the_number_of_ranks_and_zero_change_no_weight(
+    tmp_path: Path, alone: Path, ranks: int, options: list[str]
+) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    options = [option.replace("FOLDER", str(tmp_path / "model")) for option in options]
+
+    train("sft", tmp_path, "eval_steps=1", *options, ranks=ranks)
+
+    expected, found = weights_of(alone), weights_of(tmp_path)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    losses = [
+        [line[name] for line in lines_of(run) for name in ("loss", "eval_loss") if name in line]
+        for run in (alone, tmp_path)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_ranks_share_out_what_is_sampled_and_all_learn_from_all_of_it(tmp_path: Path) -> None:
+    train("gkd", tmp_path, "lmbda=1.0", "eval_strategy=steps", "eval_steps=1", "load_best_model_at_end=false", ranks=2)
+
+    steps = [line for line in lines_of(tmp_path) if "sampled_frac" in line]
+    assert [step["sampled_frac"] for step in steps] == [1.0, 1.0]
+    # Eight prompts, up to six tokens each.
+    assert all(8 <= step["tokens/trained"] <= 48 for step in steps)
+    assert all("eval_avg_tokens" in line for line in lines_of(tmp_path) if "eval_loss" in line)

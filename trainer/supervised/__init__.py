@@ -1,0 +1,1 @@
+"""Training on a data set: supervised fine-tuning (SFT) and generalised knowledge distillation (GKD)."""

@@ -1,0 +1,166 @@
+"""Generalised knowledge distillation: the student learns to say what a teacher would, also where its own words lead."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import TrainerCallback, set_seed
+
+from atroposlib.errors import ConfigError
+from trainer import deepspeed_presets
+from trainer.supervised import preparation
+from trainer.supervised.config import GKDConfig
+from trainer.supervised.dataset_trainer import DatasetTrainer, Optimizers
+from trainer.supervised.distillation import Distillation, Ranks
+from trainer.supervised.distilled_policy import DistilledPolicy, Divergence
+from trainer.supervised.evaluation import Outcome, Question, generation_metrics, is_right, questions_of
+from trainer.supervised.preparation import Rows
+from trainer.supervised.sampling import Sampler, Sampling
+from trainer.supervised.span_scores import SpanScorer
+from trainer.supervised.teacher import load_teacher, teacher_tokenizer
+from trainer.supervised.tokenizers import has_same_vocabulary, is_same_tokenizer
+from trainer.tracking import prepare_tracking
+
+log = logging.getLogger(__name__)
+
+
+class GKDTrainer(DatasetTrainer):
+    """Trains a student on what a teacher thinks of completions, those of the data and the student's own.
+
+    Args:
+        config: every option.
+        model: the student in memory, instead of config.model_name_or_path.
+        teacher_model: the teacher in memory, instead of config.teacher_model_name_or_path.
+        tokenizer: the student's, instead of the model's own.
+        teacher_processing_class: the teacher's tokenizer, instead of its own.
+        train_dataset, eval_dataset: rows, instead of those of config.data.
+        callbacks: of transformers.
+        optimizers: an optimizer and a schedule, each instead of what config names; None for that.
+    Raises:
+        ConfigError: student or teacher cannot be used here, or their tokenizers do not allow what is asked.
+        DataError: the rows cannot be read, or not one can be trained on.
+    Source: Agarwal et al. 2024, arXiv:2306.13649.
+    """
+
+    args: GKDConfig
+
+    def __init__(
+        self,
+        config: GKDConfig,
+        *,
+        model: Any = None,
+        teacher_model: Any = None,
+        tokenizer: Any = None,
+        teacher_processing_class: Any = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        optimizers: Optimizers = (None, None),
+    ) -> None:
+        prepare_tracking(config)
+        if config.deepspeed:
+            deepspeed_presets.meet_ranks(on_cpu=config.use_cpu, timeout_s=config.ddp_timeout)
+        tokenizer = preparation.tokenizer_of(config, tokenizer)
+        teachers = teacher_processing_class if teacher_processing_class is not None else teacher_tokenizer(config)
+        # Before any weights: this is quick.
+        is_aligned = aligns(config, tokenizer, teachers)
+        # A fresh adapter is random.
+        set_seed(config.seed)
+        policy = preparation.policy_of(config, model)
+        preparation.check_vocabulary(policy, tokenizer)
+        preparation.fit_context(config, policy)
+        data = preparation.data_of(
+            config,
+            tokenizer,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            takes_prompts=config.lmbda == 1 or config.seq_kd,
+        )
+        teacher = load_teacher(config, teachers, lm=teacher_model)
+        preparation.check_vocabulary(teacher.policy, teachers)
+        student = DistilledPolicy(
+            policy.lm,
+            chunk_size=config.logprob_chunk_size,
+            divergence=Divergence(config.beta, config.kd_temperature, is_rescaled=config.jsd_rescale),
+        )
+        student.learn_from(teacher.lm.get_output_embeddings())
+        self._sampler = Sampler(student.lm, tokenizer)
+        self._ranks = Ranks(config.process_index, config.world_size)
+        self._questions = questions_of(data.held_out_rows, most=config.eval_samples if config.evaluates else 0)
+        scorer = (
+            SpanScorer(teacher, tokenizer, ends=self._sampler.ends, max_tokens=config.pass_tokens)
+            if is_aligned
+            else None
+        )
+        objective = Distillation(
+            config,
+            teacher,
+            self._sampler,
+            tokenizer=tokenizer,
+            scorer=scorer,
+            ranks=self._ranks,
+            autocast=lambda: self.accelerator.autocast(),
+        )
+        super().__init__(
+            student,
+            config,
+            tokenizer=tokenizer,
+            examples=data.examples,
+            held_out=data.held_out,
+            objective=objective,
+            facts=data.facts,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        teacher.autocast = self.accelerator.autocast
+
+    def further_evaluation(self) -> dict[str, float]:
+        """Right answers and their length on held-out prompts. Every rank calls this."""
+        if not self._questions:
+            return {}
+        own = [self._questions[i] for i in self._ranks.own(len(self._questions))]
+        outcomes = self._ranks.together(self._answer(own) if own else [], len(self._questions))
+        return generation_metrics(
+            outcomes, baseline_success=self.args.baseline_success, baseline_tokens=self.args.baseline_tokens
+        )
+
+    def _answer(self, questions: Sequence[Question]) -> list[Outcome]:
+        tokenizer, config = self.processing_class, self.args
+        prompts = [
+            tokenizer.apply_chat_template(each.messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+            for each in questions
+        ]
+        likeliest = Sampling(0.0, config.max_new_tokens, config.generation_batch_size)
+        with self.accelerator.autocast():
+            replies = self._sampler.sample(prompts, likeliest, seed=config.seed)
+        texts = [tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
+        return [
+            Outcome(len(reply), None if each.ground_truth is None else is_right(text, each.ground_truth))
+            for each, reply, text in zip(questions, replies, texts, strict=True)
+        ]
+
+
+def aligns(config: GKDConfig, tokenizer: Any, teachers: Any) -> bool:
+    """Whether student and teacher are compared by spans of text, not token by token.
+
+    Raises:
+        ConfigError: token by token was asked for, and their tokens are not the same.
+    """
+    wanted = config.align_teacher_template
+    if wanted is False and not has_same_vocabulary(tokenizer, teachers):
+        raise ConfigError(
+            f"align_teacher_template=false compares distributions over one vocabulary, and the tokenizers of student "
+            f"({len(tokenizer)} tokens) and teacher ({len(teachers)} tokens) have two: give align_teacher_template=auto, "
+            "which compares spans of text"
+        )
+    is_aligned = bool(wanted) if wanted != "auto" else not is_same_tokenizer(tokenizer, teachers)
+    unused = [name for name in ("beta", "kd_temperature", "jsd_rescale") if is_aligned and config.is_given(name)]
+    if unused:
+        log.warning(
+            "student and teacher have different tokenizers: KL(student || teacher) over spans of text is what is lowered, and "
+            "%s has no effect",
+            ", ".join(unused),
+        )
+    return is_aligned

@@ -1,0 +1,172 @@
+"""What a trainer on a data set starts from: model, tokenizer, and the rows as examples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from atroposlib.data.load import Splits, load_splits
+from atroposlib.errors import ConfigError
+from trainer.logprobs import PackedPolicy
+from trainer.lora import options_of
+from trainer.policy_model import build_policy, load_policy
+from trainer.supervised import config_checks
+from trainer.supervised.config import DatasetTrainingConfig
+from trainer.supervised.examples import Example, Row, is_prompt_alone, prepare, row_tokenizer
+from trainer.supervised.tokenizers import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+Rows = Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a run as examples."""
+
+    examples: list[Example]
+    held_out: list[Example]
+    """Those with a reply."""
+    held_out_rows: Rows
+    """All of them, for evaluations that sample."""
+    facts: dict[str, float]
+    """How many rows there were, and what became of them."""
+
+
+def policy_of(config: DatasetTrainingConfig, model: Any) -> PackedPolicy:
+    """The model to train: from memory, or the one that the configuration names.
+
+    Raises:
+        ConfigError: there is none, or its logprobs cannot be computed here.
+    """
+    if model is not None:
+        return build_policy(model, logprob_chunk_size=config.logprob_chunk_size, lora=options_of(config))
+    config_checks.check_named(config)
+    return load_policy(
+        config.model_name_or_path,
+        torch_dtype=config.torch_dtype,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        logprob_chunk_size=config.logprob_chunk_size,
+        lora=options_of(config),
+    )
+
+
+def tokenizer_of(config: DatasetTrainingConfig, tokenizer: Any) -> Any:
+    """The tokenizer of the rows: from memory, or the one that the configuration names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if tokenizer is not None:
+        return tokenizer
+    config_checks.check_named(config)
+    return load_tokenizer(
+        config.tokenizer_name_or_path or config.model_name_or_path,
+        key="tokenizer_name_or_path",
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def check_vocabulary(policy: PackedPolicy, tokenizer: Any) -> None:
+    """The model has an embedding for each of the tokenizer's ids.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    rows = int(policy.config.get_text_config().vocab_size)
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model embeddings for {rows}: give tokenizer_name_or_path=FOLDER "
+            "of the model's own"
+        )
+
+
+def fit_context(config: DatasetTrainingConfig, policy: PackedPolicy) -> None:
+    """Lower max_seq_length to the positions that the model has, where it was not given.
+
+    Raises:
+        ConfigError: it was given, and is more.
+    """
+    text = policy.config.get_text_config()
+    scaling = getattr(text, "rope_parameters", None) or {}
+    # Scaled positions go further than what the model was first trained with.
+    positions = int(
+        (getattr(text, "max_position_embeddings", None) or 0) * max(1.0, float(scaling.get("factor") or 1.0))
+    )
+    if not positions or config.max_seq_length <= positions:
+        return
+    if config.is_given("max_seq_length"):
+        raise ConfigError(
+            f"max_seq_length={config.max_seq_length} is more than the {positions} positions of the model: give "
+            f"max_seq_length={positions} or less"
+        )
+    config.max_seq_length = positions
+
+
+def data_of(
+    config: DatasetTrainingConfig,
+    tokenizer: Any,
+    *,
+    train_dataset: Rows | None = None,
+    eval_dataset: Rows | None = None,
+    takes_prompts: bool = False,
+) -> Data:
+    """The rows as examples.
+
+    Args:
+        train_dataset, eval_dataset: rows, instead of those that config.data names.
+        takes_prompts: keep rows that end before the reply.
+    Raises:
+        DataError: the rows cannot be read, or not one can be trained on.
+    """
+    if train_dataset is None:
+        splits = splits_of(config)
+    else:
+        splits = Splits([dict(row) for row in train_dataset], [dict(row) for row in eval_dataset or ()], {})
+    tokenize = row_tokenizer(
+        tokenizer,
+        completion_only=config.completion_only_training,
+        last_turn_only=config.train_on_last_turn_only,
+        response_marker=config.custom_start_of_response,
+        takes_prompts=takes_prompts,
+    )
+    length = config.max_seq_length
+    examples, counts = prepare(splits.train, tokenize, max_seq_length=length, takes_prompts=takes_prompts)
+    held_out: list[Example] = []
+    facts = counts.as_metrics("data")
+    log.info("training rows: %s", counts)
+    if config.evaluates:
+        answered = [row for row in splits.eval if not is_prompt_alone(row)]
+        held_out, eval_counts = prepare(answered, tokenize, max_seq_length=length)
+        facts |= eval_counts.as_metrics("eval_data")
+        log.info("rows held out: %s", eval_counts)
+        _check_evaluation(config, splits.eval, held_out)
+    return Data(
+        examples, held_out, splits.eval, {f"data/{stage}": float(n) for stage, n in splits.funnel.items()} | facts
+    )
+
+
+def splits_of(config: DatasetTrainingConfig) -> Splits:
+    """The rows that a configuration names, as conversations where it does not say otherwise."""
+    data = config.data
+    return load_splits(data if data.form is not None else data.model_copy(update={"form": "conversation"}))
+
+
+def _check_evaluation(config: DatasetTrainingConfig, rows: Rows, held_out: Sequence[Example]) -> None:
+    """Turn evaluation off where no row is held out.
+
+    Raises:
+        ConfigError: the best checkpoint is chosen by a loss on replies that no row has.
+    """
+    if not rows:
+        log.warning("no row is held out: there is no evaluation, and the final model is the last; see eval_split_ratio")
+        config.eval_strategy = "no"
+        config.do_eval = config.load_best_model_at_end = config.eval_on_start = False
+    elif not held_out and config.load_best_model_at_end and "success" not in str(config.metric_for_best_model):
+        raise ConfigError(
+            f"metric_for_best_model={config.metric_for_best_model} is measured on replies, and no row that is held out has one: "
+            "give metric_for_best_model=eval_success_rate, or load_best_model_at_end=false"
+        )
