@@ -26,6 +26,10 @@ from trainer.completions_table import Decode
 from trainer.config import GRPOConfig
 from trainer.errors import RankError, UnusableBatchError
 from trainer.hub import hub_target, push_folder
+from trainer.local.config import LocalConfig
+from trainer.local.mode import LocalMode
+from trainer.local.rewards import RewardFunc
+from trainer.local.rows import Rows
 from trainer.loop_hooks import Hooks, Steps
 from trainer.metrics import TokenFigures, TokenSums, batch_metrics
 from trainer.micro_batch import RankShare
@@ -49,12 +53,13 @@ Optimizers = tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRSche
 class GRPOTrainer(PackedTrainer):
     """Trains a policy with GRPO on the batches of a rollout server.
 
-    Batches come from environments, and they evaluate: this class has no data loader and no evaluation loop of its own.
+    Batches come from environments, and they evaluate: this class has no data loader and no evaluation loop of its own. With
+    reward_funcs and train_dataset it starts the servers and an environment of them itself, for as long as train() runs.
     Override on_epoch_begin, on_step_end and on_evaluate as those of a transformers.TrainerCallback; what they raise ends
     the run.
 
     Args:
-        config, args: every option, under either name.
+        config, args: every option, under either name. The first argument may also be the model.
         model: a causal language model in memory, or its name; None for config.model_name_or_path.
         ref_model: the same for the reference policy, instead of config.ref_model_name_or_path.
         tokenizer, processing_class: saved with the model, under either name; the model folder's own if absent.
@@ -63,6 +68,7 @@ class GRPOTrainer(PackedTrainer):
         optimizers: an optimizer and a schedule, each instead of what config names; None for that.
         connect: makes the client of the rollout server, instead of a RolloutClient from the config.
         publisher: brings weights to the engines, instead of a WeightPublisher for config.inference_servers.
+        reward_funcs, train_dataset, eval_dataset, reward_weights, local: local mode; see LocalMode, where local is options.
     Raises:
         ConfigError: two names of one thing were given different values, or the model cannot be trained here.
     """
@@ -71,7 +77,7 @@ class GRPOTrainer(PackedTrainer):
 
     def __init__(
         self,
-        config: GRPOConfig | None = None,
+        config: GRPOConfig | Any = None,
         *,
         args: GRPOConfig | None = None,
         model: Any = None,
@@ -83,10 +89,29 @@ class GRPOTrainer(PackedTrainer):
         optimizers: Optimizers = (None, None),
         connect: Callable[[], Client] | None = None,
         publisher: Publisher | None = None,
+        reward_funcs: RewardFunc | Sequence[RewardFunc] | None = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | None = None,
+        reward_weights: Sequence[float] | None = None,
+        local: LocalConfig | Mapping[str, Any] | None = None,
     ) -> None:
+        if config is not None and not isinstance(config, GRPOConfig):
+            if model is not None:
+                raise ConfigError("the first argument is the model, and model= too: give one of them")
+            config, model = None, config
         config = run_setup.resolve_config(config, args, model)
         if tokenizer is not None and processing_class is not None and tokenizer is not processing_class:
             raise ConfigError("tokenizer and processing_class are two names of one thing: give one of them")
+        self.local = LocalMode.wanted(
+            reward_funcs=reward_funcs,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            reward_weights=reward_weights,
+            local=local,
+        )
+        if self.local is not None:
+            own = tokenizer if tokenizer is not None else processing_class
+            config = self.local.configured(config, model=model, tokenizer=own)
         prepare_tracking(config)
         self._hub = hub_target(config)
         if config.deepspeed:
@@ -138,6 +163,12 @@ class GRPOTrainer(PackedTrainer):
         Raises:
             AtroposError: the run cannot go on; the text says why.
         """
+        if self.local is None:
+            return self._train()
+        with self.local.around(self):
+            return self._train()
+
+    def _train(self) -> Any:
         self._resumed_from = self._keeper.find()
         self._run = TrainingRun(
             self.args,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +14,10 @@ from atroposlib.wire.models import RunRequest
 from trainer.batch_checks import BatchLimits, CheckedBatch
 from trainer.batch_stream import Client
 from trainer.config import GRPOConfig
-from trainer.kernels import use_kernels
 from trainer.logprobs import PackedPolicy
 from trainer.lora import options_of
 from trainer.micro_batch import RankShare, share_of_rank
 from trainer.policy_model import PolicySaver, build_policy, load_policy
-from trainer.quantization import quantization_of
 from trainer.step_batch import StepBatch, build_step_batch
 from trainer.step_loss import LossRule
 
@@ -39,6 +37,9 @@ def resolve_config(config: GRPOConfig | None, args: GRPOConfig | None, model: An
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", None)
     if found is None:
         return GRPOConfig(model_name_or_path=name or "in-memory")
+    if name and not found.model_name_or_path:
+        found = copy.copy(found)
+        found.model_name_or_path = name
     if isinstance(model, str) and model != found.model_name_or_path:
         raise ConfigError(
             f"model={model!r} is not the configuration's model_name_or_path={found.model_name_or_path!r}: "
@@ -51,7 +52,6 @@ def policy_of(config: GRPOConfig, model: Any) -> PackedPolicy:
     """The policy to train: from memory, or the one that the configuration names."""
     if isinstance(model, str) or model is None:
         return load_named(config, config.model_name_or_path, is_trained=True)
-    use_kernels(model, config)
     return build_policy(model, logprob_chunk_size=config.logprob_chunk_size, lora=options_of(config))
 
 
@@ -68,8 +68,6 @@ def load_named(config: GRPOConfig, name: str, *, is_trained: bool) -> PackedPoli
         trust_remote_code=config.trust_remote_code,
         logprob_chunk_size=config.logprob_chunk_size,
         lora=options_of(config) if is_trained else None,
-        quantization=quantization_of(config),
-        prepare=partial(use_kernels, config=config),
     )
 
 

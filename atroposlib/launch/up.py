@@ -7,12 +7,10 @@ import contextlib
 import json
 import logging
 import signal
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-import httpx
 import yaml
 from rich.console import Console
 
@@ -25,6 +23,7 @@ from atroposlib.launch.inference import explain_failure, has_gpu, wait_until_rea
 from atroposlib.launch.jsonl import read_jsonl
 from atroposlib.launch.ports import assign_ports
 from atroposlib.launch.processes import Child, ProcessSpec, RestartConfig, Supervisor
+from atroposlib.launch.readiness import until_it_answers
 from atroposlib.launch.run_folder import RunFolder
 from atroposlib.launch.summary import Summary, heldout_rewards, summarise
 from atroposlib.launch.telemetry import Telemetry
@@ -141,9 +140,9 @@ class Up:
     async def _body(self) -> None:
         self._phase("starting")
         if self.config.inference.base_url is not None:
-            await _answers(f"{self.plan.inference_url}/health", "inference.url")
+            await until_it_answers(f"{self.plan.inference_url}/health", "inference.url")
         for name in self.config.frozen.keys() - self.plan.frozen_ports.keys():
-            await _answers(f"{self.plan.frozen_url(name)}/health", f"frozen.{name}.url")
+            await until_it_answers(f"{self.plan.frozen_url(name)}/health", f"frozen.{name}.url")
         checks = self._start_checks()
         await self._start_rollout_server()
         evaluate_before = self.config.evaluation.before and not self.folder.has_evaluation("before")
@@ -224,7 +223,7 @@ class Up:
         await child.ready()
 
     async def _server_is_ready(self, child: Child) -> None:
-        await _answers(f"{self.plan.server_url}/healthz", "rollout server", timeout_s=SERVER_READY_TIMEOUT_S)
+        await until_it_answers(f"{self.plan.server_url}/healthz", "rollout server", timeout_s=SERVER_READY_TIMEOUT_S)
 
     def _start_trainer(self) -> Child:
         return self.supervisor.start(
@@ -340,28 +339,6 @@ def write_server_ledger(folder: RunFolder, records: list[GroupRecord]) -> None:
     """Keep the server's side of the account for the summary."""
     folder.ledger.mkdir(exist_ok=True)
     folder.server_ledger.write_text(json.dumps([record.model_dump() for record in records]), encoding="utf-8")
-
-
-async def _answers(url: str, name: str, *, timeout_s: float = 10.0) -> None:
-    """Return when GET url answers 200.
-
-    Raises:
-        AtroposError: not within timeout_s.
-    """
-    deadline = time.monotonic() + timeout_s
-    problem = "no answer"
-    async with httpx.AsyncClient(trust_env=False, timeout=2.0) as http:
-        while time.monotonic() < deadline:
-            try:
-                response = await http.get(url)
-            except httpx.TransportError as error:
-                problem = str(error) or type(error).__name__
-            else:
-                if response.status_code == httpx.codes.OK:
-                    return
-                problem = f"HTTP {response.status_code}"
-            await asyncio.sleep(0.1)
-    raise AtroposError(f"{name}: {url} did not answer within {timeout_s:.0f} s ({problem})")
 
 
 @contextlib.contextmanager
