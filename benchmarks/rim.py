@@ -4,6 +4,7 @@ The judges are SCRIPTED: a mock server on another thread waits for a drawn time 
 here says how good or how fast a real judge is. The critical path is the least time that any schedule needs for the
 calls that were made: the sum of their scripted times over the workers, or the slowest chain (the slowest small call of
 one judge on one trajectory, then its large call), whichever is longer. Figures are medians over the rounds.
+CPU ms/call is that of the whole process: the mock server's thread is in it.
 
 python -m benchmarks.rim
 python -m benchmarks.rim --trajectories 1 4 32 --workers 8 --latency 0.2 --rounds 5

@@ -153,4 +153,9 @@ def coerce(key: str, value: Any, hint: Any, *, source_of: Callable[[str], str]) 
         first = error.errors()[0]
         where = ".".join([key, *map(str, first["loc"])])
         problem = first["msg"].removeprefix("Input should be ")
-        raise ConfigError(f"{where} in {source_of(where)} should be {problem}, is {first['input']!r}") from error
+        # A class whose values may hold a password says so; pydantic hides them in its own text alone.
+        is_hidden = getattr(hint, "model_config", {}).get("hide_input_in_errors", False)
+        shown = "" if is_hidden else f", is {first['input']!r}"
+        raise ConfigError(f"{where} in {source_of(where)} should be {problem}{shown}") from (
+            None if is_hidden else error
+        )

@@ -15,7 +15,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; its exit status. Errors of ours become a line, never a traceback."""
     parser = argparse.ArgumentParser(prog="python -m atroposlib.data", description="Look at data sets.")
     check.add_parser(parser.add_subparsers(title="subcommands", required=True, metavar="SUBCOMMAND"))
-    arguments = parser.parse_args(argv)
+    # Settings may stand after options as well, where the parser does not take them.
+    arguments, later = parser.parse_known_args(argv)
+    unknown = [word for word in later if word.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    arguments.settings += later
     try:
         return int(arguments.run(arguments))
     except AtroposError as error:

@@ -11,7 +11,9 @@ from atroposlib.errors import DataError
 
 QUESTION_COLUMNS = ("question", "problem", "prompt", "problem_text", "query", "original_question", "input", "task")
 SOLUTION_COLUMNS = ("solution", "cot_solution", "rationale", "answer", "response", "output")
-GROUND_TRUTH_COLUMNS = ("ground_truth", "final_answer", "expected_answer", "answer", "solution", "output", "response")
+ANSWER_COLUMNS = ("ground_truth", "final_answer", "expected_answer")
+"""Bare answers."""
+GROUND_TRUTH_COLUMNS = (*ANSWER_COLUMNS, "answer", "solution", "output", "response")
 _MARKED = re.compile(r"(?:####|\bfinal answer(?: is:?|\s*:))[ \t]*([^\n]+)", re.IGNORECASE)
 
 
@@ -38,7 +40,16 @@ def ground_truth_of(row: Mapping[str, Any]) -> str | None:
     `ground_truth` is taken whole. Of a worked solution that ends in `#### 42` or `Final Answer: 42` the answer alone is
     taken. Numbers become text, lists and objects JSON.
     """
-    for name in GROUND_TRUTH_COLUMNS:
+    return _first_answer(row, GROUND_TRUTH_COLUMNS)
+
+
+def bare_answer_of(row: Mapping[str, Any]) -> str | None:
+    """The right answer of a row that has it apart from a worked solution, else None; read as ground_truth_of does."""
+    return _first_answer(row, ANSWER_COLUMNS)
+
+
+def _first_answer(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    for name in names:
         value = row.get(name)
         if value is None or (isinstance(value, str) and not value.strip()):
             continue

@@ -41,16 +41,23 @@ class BadLines:
         Raises:
             DataError: names the first bad line, where the action is error.
         """
-        for entry in entries:
-            if entry.row is None:
-                self._add(entry, entry.problem)
-                continue
-            try:
-                parsed = parse(entry.row)
-            except DataError as error:
-                self._add(entry, str(error))
-            else:
-                yield parsed
+        self._forget_earlier_lines()
+        try:
+            for entry in entries:
+                if entry.row is None:
+                    self._add(entry, entry.problem)
+                    continue
+                try:
+                    parsed = parse(entry.row)
+                except DataError as error:
+                    self._add(entry, str(error))
+                else:
+                    yield parsed
+        # A cap ends the loading early.
+        finally:
+            self._log_total()
+
+    def _log_total(self) -> None:
         if self.count:
             where = f", kept in {self.quarantine}" if self.quarantine else ""
             log.warning("left out %d lines that cannot be used%s", self.count, where)
@@ -65,11 +72,21 @@ class BadLines:
             text = entry.text or json.dumps(entry.row, ensure_ascii=False, default=str)
             self._write({"place": entry.place, "problem": problem, "line": text})
 
+    def _forget_earlier_lines(self) -> None:
+        """Loading twice lists no line twice, and a file that was mended leaves no list behind."""
+        if self.quarantine is not None:
+            try:
+                self.quarantine.unlink(missing_ok=True)
+            except OSError as error:
+                raise self._not_written(error) from error
+
     def _write(self, line: dict[str, str]) -> None:
-        """Begins the file anew at the first line, so that loading twice does not list them twice."""
         assert self.quarantine is not None
         try:
-            with self.quarantine.open("w" if self.count == 1 else "a", encoding="utf-8") as file:
+            with self.quarantine.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=True) + "\n")
         except OSError as error:
-            raise DataError(f"cannot write {str(self.quarantine)!r}: {error}; use on_bad_line=skip") from error
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> DataError:
+        return DataError(f"cannot write {str(self.quarantine)!r}: {error}; use on_bad_line=skip")

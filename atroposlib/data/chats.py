@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from jinja2 import TemplateError
+
 from atroposlib.data.marked_text import trained_after_markers
 from atroposlib.data.registry import Row
 from atroposlib.data.template_masks import has_generation_spans, tokens_and_masks
 from atroposlib.data.trained_text import TrainedText
+from atroposlib.data.turn_ends import is_closed
 from atroposlib.errors import DataError
 from atroposlib.type_definitions import Message
 from atroposlib.utils.tokenize_for_trainer import UNMASKED_ROLES, tokenize_for_trainer
@@ -71,7 +74,7 @@ def tokenized(
         response_marker: text that stands right before each reply, once rendered. What follows is trained, up to the
             end-of-turn token. For plain text, and for templates that render earlier turns differently later.
     Raises:
-        DataError: the row has none of the five forms, or nothing of it can be trained.
+        DataError: the row has none of the five forms, nothing of it can be trained, or the chat template refuses it.
         ConfigError: the chat template changes earlier turns when later ones follow, so that only a marker can help.
     """
     messages = as_messages(row)
@@ -81,14 +84,23 @@ def tokenized(
     if "completion" in row and isinstance(row["completion"], str) and isinstance(prompt_of(row), str):
         return _completion(prompt_of(row), row["completion"], tokenizer)
     chat = _up_to_the_last_reply(messages)
-    if response_marker is not None:
+    try:
+        return TrainedText(*_chat_tokens(chat, tokenizer, response_marker, trains_all_turns=trains_all_turns), chat)
+    except (TemplateError, ValueError, TypeError) as error:
+        turns = ", ".join(message["role"] for message in chat)
+        raise DataError(
+            f"the chat template refuses a chat of {turns}: {error}; mend the row (most templates want user and assistant "
+            "in turn, the user first), or use a template that takes it"
+        ) from error
+
+
+def _chat_tokens(
+    chat: list[Message], tokenizer: Any, marker: str | None, *, trains_all_turns: bool
+) -> tuple[list[int], list[int]]:
+    if marker is not None:
         rendered = str(tokenizer.apply_chat_template(chat, tokenize=False))
-        marked = trained_after_markers(rendered, tokenizer, response_marker, all_markers=trains_all_turns)
-        return TrainedText(marked.tokens, marked.masks, chat)
-    return TrainedText(*_chat_tokens(chat, tokenizer, trains_all_turns=trains_all_turns), chat)
-
-
-def _chat_tokens(chat: list[Message], tokenizer: Any, *, trains_all_turns: bool) -> tuple[list[int], list[int]]:
+        marked = trained_after_markers(rendered, tokenizer, marker, all_markers=trains_all_turns)
+        return marked.tokens, marked.masks
     if has_generation_spans(tokenizer):
         n_replies = sum(message["role"] in UNMASKED_ROLES for message in chat)
         found = tokens_and_masks(chat, tokenizer, n_replies=n_replies, last_only=not trains_all_turns)
@@ -102,7 +114,8 @@ def _completion(prompt: str, completion: str, tokenizer: Any) -> TrainedText:
     before = list(tokenizer.encode(prompt, add_special_tokens=True))
     trained = list(tokenizer.encode(completion, add_special_tokens=False))
     # Without its end the policy would learn to go on for ever.
-    trained += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    if tokenizer.eos_token_id is not None and not is_closed(trained, tokenizer):
+        trained.append(tokenizer.eos_token_id)
     return TrainedText.after_prompt(before, trained)
 
 

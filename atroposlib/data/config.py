@@ -17,7 +17,10 @@ Form = Literal["rl", "flat", "conversation"]
 class DataConfig(BaseModel):
     """A data set, and what becomes of its rows: they are filtered, capped, shuffled and split, in this order."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    # A mistyped key must not print the database's password.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), hide_input_in_errors=True
+    )
 
     loader: str = "rows"
     """What reads the data: rows (your own), math, arc_atlas, runtime_traces, runtime_pg, a name that was registered, or MODULE:FUNCTION."""
@@ -100,7 +103,9 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_way_of_evaluating(self) -> Self:
-        if self.val_split is not None and "eval_split_ratio" in self.model_fields_set and self.eval_split_ratio > 0:
+        # Its default is no wish: a resolved configuration names every key.
+        usual = type(self).model_fields["eval_split_ratio"].default
+        if self.val_split is not None and self.eval_split_ratio not in (0, usual):
             raise ValueError(
                 f"val_split={self.val_split!r} and eval_split_ratio={self.eval_split_ratio} both say what to evaluate on; "
                 "set one of them"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atroposlib.data.entries import Entry
-from atroposlib.data.lines import read_lines
+from atroposlib.data.lines import HALF_A_PAIR, holds_half_a_pair, may_hold_half_a_pair, read_lines
 from atroposlib.errors import DataError
 
 LINE_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.xz", ".ndjson.gz", ".ndjson.xz")
@@ -40,13 +40,17 @@ def _read_json(path: Path) -> Iterator[Entry]:
         if first != b"[":
             yield from read_lines(path)
             return
-        rows = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        rows = json.loads(text)
     except OSError as error:
         raise DataError(f"cannot read the data set {str(path)!r}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}; write a list of objects, or one object a line") from error
+    is_doubtful = may_hold_half_a_pair(text)
     for number, row in enumerate(rows, start=1):
-        yield as_entry(f"{path}, row {number}", row)
+        place = f"{path}, row {number}"
+        is_broken = is_doubtful and holds_half_a_pair(row)
+        yield Entry(place, None, HALF_A_PAIR, ascii(row)) if is_broken else as_entry(place, row)
 
 
 def _read_parquet(path: Path) -> Iterator[Entry]:

@@ -15,6 +15,7 @@ from atroposlib.data.entries import Entry
 from atroposlib.data.registry import Row
 from atroposlib.errors import DataError
 
+HALF_A_PAIR = "half of a surrogate pair (\\ud800 to \\udfff) stands alone in a string; no text can hold it"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BROKEN_ARCHIVE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
@@ -55,8 +56,8 @@ def parse_object(text: bytes | str) -> Row:
         raise DataError(f"not JSON: {error}; write one object a line") from error
     if not isinstance(row, dict):
         raise DataError(f"a row is an object, not {type(row).__name__}")
-    if _has_lone_surrogate(text, row):
-        raise DataError("half of a surrogate pair (\\ud800 to \\udfff) stands alone in a string; no text can hold it")
+    if may_hold_half_a_pair(text) and holds_half_a_pair(row):
+        raise DataError(HALF_A_PAIR)
     return cast(Row, row)
 
 
@@ -69,10 +70,13 @@ def _entry(place: str, line: bytes) -> Entry:
         return Entry(place, None, f"{error}{hint}", line.decode("utf-8", "replace").rstrip("\n"))
 
 
-def _has_lone_surrogate(text: bytes | str, row: Any) -> bool:
+def may_hold_half_a_pair(text: bytes | str) -> bool:
+    """Whether JSON escapes any surrogate: cheap, so that few rows need the closer look."""
+    return _SURROGATE.search(text if isinstance(text, bytes) else text.encode("utf-8", "replace")) is not None
+
+
+def holds_half_a_pair(row: Any) -> bool:
     """Whether a string holds half of a surrogate pair, which no tokenizer or file takes."""
-    if not _SURROGATE.search(text if isinstance(text, bytes) else text.encode("utf-8", "replace")):
-        return False
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:

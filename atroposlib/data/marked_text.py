@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from atroposlib.data.trained_text import TrainedText
+from atroposlib.data.turn_ends import end_of_turn
 from atroposlib.errors import DataError
 from atroposlib.type_definitions import MASKED
 from atroposlib.utils.chat_tokens import shared_prefix_length
@@ -20,7 +21,7 @@ def trained_after_markers(text: str, tokenizer: Any, marker: str, *, all_markers
     Raises:
         DataError: the marker is empty, or not in the text.
     """
-    spans = _reply_spans(text, marker, getattr(tokenizer, "eos_token", None))
+    spans = _reply_spans(text, marker, tokenizer)
     tokens = _encoded(tokenizer, text)
     masks = [MASKED] * len(tokens)
     for begin, end in spans if all_markers else spans[-1:]:
@@ -30,7 +31,7 @@ def trained_after_markers(text: str, tokenizer: Any, marker: str, *, all_markers
     return TrainedText(tokens, masks, None)
 
 
-def _reply_spans(text: str, marker: str, end_of_turn: str | None) -> list[tuple[int, int]]:
+def _reply_spans(text: str, marker: str, tokenizer: Any) -> list[tuple[int, int]]:
     """Where each reply begins and ends among the characters."""
     if not marker or marker not in text:
         raise DataError(f"the response marker {marker!r} is not in {text[:80]!r}; give the text before each reply")
@@ -38,8 +39,7 @@ def _reply_spans(text: str, marker: str, end_of_turn: str | None) -> list[tuple[
     found = text.find(marker)
     while found >= 0:
         begin = found + len(marker)
-        stop = text.find(end_of_turn, begin) if end_of_turn else -1
-        end = len(text) if stop < 0 else stop + len(end_of_turn or "")
+        end = end_of_turn(text, begin, tokenizer)
         spans.append((begin, end))
         # What a reply quotes of the marker is a part of the reply.
         found = text.find(marker, end)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from atroposlib.data.turn_ends import end_tokens, is_closed
 from atroposlib.type_definitions import MASKED, Message
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -31,7 +32,7 @@ def tokens_and_masks(
         list(chat), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     tokens = list(rendered["input_ids"])
-    spans = _with_ends(_spans(rendered["assistant_masks"]), tokens, _ends_of_turns(tokenizer))
+    spans = _with_ends(_spans(rendered["assistant_masks"]), tokens, tokenizer)
     if len(spans) != n_replies:
         return None
     masks = [MASKED] * len(tokens)
@@ -47,14 +48,10 @@ def _spans(flags: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(starts, stops, strict=True))
 
 
-def _with_ends(spans: list[tuple[int, int]], tokens: Sequence[int], ends: set[int]) -> list[tuple[int, int]]:
+def _with_ends(spans: list[tuple[int, int]], tokens: Sequence[int], tokenizer: Any) -> list[tuple[int, int]]:
     """Some templates close the span before the token that ends the turn; a model must learn to end."""
+    ends = set(end_tokens(tokenizer).values())
     return [
-        (start, stop + 1 if stop < len(tokens) and tokens[stop - 1] not in ends and tokens[stop] in ends else stop)
+        (start, stop + (stop < len(tokens) and tokens[stop] in ends and not is_closed(tokens[start:stop], tokenizer)))
         for start, stop in spans
     ]
-
-
-def _ends_of_turns(tokenizer: Any) -> set[int]:
-    special = getattr(tokenizer, "all_special_ids", None) or ()
-    return {token for token in (tokenizer.eos_token_id, *special) if token is not None}

@@ -10,6 +10,7 @@ from atroposlib.envs.server_handling.engines.http_client import EngineHttp
 from atroposlib.errors import ModelServerError
 from atroposlib.rim.config import ModelConfig, RIMConfig
 from atroposlib.rim.endpoints import Endpoint, endpoint_of
+from atroposlib.rim.trajectory import text_of
 
 FIX = "look at rim.models, model_configs.*.base_url and the variable of the key"
 
@@ -21,6 +22,8 @@ class JudgeCall:
     judge: str
     prompt: str
     temperature: float
+    nth: int = 0
+    """Asked so often before at the same temperature: each time is a sample of its own."""
     is_large: bool = False
     """The large model is asked."""
     broken_answer: str = ""
@@ -109,13 +112,14 @@ class _Model:
 
 def _reply(body: Any, server: str) -> JudgeReply:
     try:
-        text = body["choices"][0]["message"]["content"]
-        usage = body.get("usage") or {}
+        # A text, or a list of parts.
+        text = text_of({"content": body["choices"][0]["message"]["content"]})
+        usage = body.get("usage")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ModelServerError(f"judge {server}: an answer without choices: {str(body)[:200]}") from error
-    return JudgeReply(text or "", _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
+    return JudgeReply(text, _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
 
 
-def _count(usage: Mapping[str, Any], name: str) -> int:
-    value = usage.get(name)
+def _count(usage: Any, name: str) -> int:
+    value = usage.get(name) if isinstance(usage, Mapping) else None
     return value if isinstance(value, int) else 0

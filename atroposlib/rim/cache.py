@@ -68,10 +68,10 @@ class VerdictCache:
 
 
 def cache_key(call: JudgeCall, config: RIMConfig) -> str:
-    """Names the question: judge, model and its server, prompt and temperature."""
+    """Names the question: judge, model and its server, prompt, temperature and which sample."""
     models, servers = config.models, config.model_configs
     model, server = (models.large_model, servers.large) if call.is_large else (models.small_model, servers.default)
-    asked = json.dumps([call.judge, model, server.base_url, call.prompt, call.temperature])
+    asked = json.dumps([call.judge, model, server.base_url, call.prompt, call.temperature, call.nth])
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
@@ -83,7 +83,7 @@ def _read(file: Path) -> Verdict | None:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         principles = tuple(Principle(**one) for one in data.pop("principles"))
-        return Verdict(**data | {"principles": principles, "evidence": tuple(data["evidence"])})
+        return Verdict(**data | {"principles": principles})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from atroposlib.envs.reward_fns.leaks import gives_away
 from atroposlib.rim.config import AntiGaming
 from atroposlib.rim.trajectory import Trajectory
 
@@ -31,12 +32,11 @@ _INSTRUCTIONS = (
     ),
     re.compile(rf"\b(?:you are|as) (?:a|an|the) (?:\w+ )?{_GRADER}\b", re.I),
     re.compile(
-        r"\b(?:set|report|return|output)\b[^.\n]{0,30}\b(?:score|uncertainty)\b[^.\n]{0,10}\b(?:to|as|of|=|:)", re.I
+        r"\b(?:set|report|return|output)\b[^.\n]{0,30}\b(?:score|uncertainty)\b[^.\n]{0,10}(?:\b(?:to|as|of)\b|\s*[=:])",
+        re.I,
     ),
 )
-_NUMBERING = re.compile(r"\b(?:step|part|hint|rule|point)\s*\d+\b|^\s*\d+[.):](?=\s)", re.I | re.M)
-"""Numbers that count the guidance's own points."""
-_SCORE_JSON = re.compile(r"\{[^{}]{0,2000}[\"']score[\"']\s*:")
+_SCORE_JSON = re.compile(r"[\"']score[\"']\s*:\s*[-\d.]")
 
 
 def detect(trajectory: Trajectory, rules: AntiGaming, *, judges: Collection[str]) -> list[str]:
@@ -83,13 +83,13 @@ def empty_or_repeated(text: str) -> str | None:
 
 def answer_leak(trajectory: Trajectory) -> str | None:
     """The ground truth stands in the guidance, but neither in the question nor in the student's plan."""
-    answer = _plain(trajectory.ground_truth)
-    guidance = _NUMBERING.sub(" ", trajectory.teacher_trace)
-    if not answer or not _contains(guidance, answer):
-        return None
-    if _contains(trajectory.question, answer) or _contains(trajectory.student_plan, answer):
-        return None
-    return "the guidance contains the answer"
+    is_leak = gives_away(
+        trajectory.teacher_trace,
+        trajectory.ground_truth,
+        question=trajectory.question,
+        approach=trajectory.student_plan,
+    )
+    return "the guidance contains the answer" if is_leak else None
 
 
 def judge_format(text: str, question: str) -> str | None:
@@ -104,13 +104,3 @@ def too_long(text: str, max_chars: int | None) -> str | None:
     if max_chars is None or len(text) <= max_chars:
         return None
     return f"{len(text)} characters, {max_chars} are allowed"
-
-
-def _contains(text: str, answer: str) -> bool:
-    # As a word of its own: the answer 12 is neither in 120 nor in 3.12 nor in 12.5.
-    return re.search(rf"(?<![\w.]){re.escape(answer)}(?!\w|\.\d)", _plain(text)) is not None
-
-
-def _plain(text: str) -> str:
-    without_separators = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    return " ".join(without_separators.casefold().split())

@@ -47,7 +47,10 @@ async def judge_trajectory(
 ) -> Judgement:
     """The judgement, always: a judge that fails abstains."""
     prompt = judge_prompt(judge, trajectory)
-    calls = [JudgeCall(judge, prompt, temperature) for temperature in config.temperatures]
+    calls = [
+        JudgeCall(judge, prompt, temperature, nth=config.temperatures[:place].count(temperature))
+        for place, temperature in enumerate(config.temperatures)
+    ]
     answers = await _ask_all(calls, questions, workers)
     samples = tuple(
         Sample(call.temperature, answer)

@@ -20,7 +20,8 @@ class Meter:
         abstained, clamped, samples, samples_without_score, gamed."""
         self.latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         """Of the latest calls that were answered."""
-        self._scores: dict[str, list[float]] = {}
+        self._scores: dict[str, tuple[float, int]] = {}
+        """Sum and number of the scores of each judge."""
         self._explanations: dict[str, str] = {}
 
     def add(self, results: Iterable[RIMResult]) -> None:
@@ -30,14 +31,15 @@ class Meter:
             self.totals["samples_without_score"] += result.score is None
             self.totals["gamed"] += bool(result.structured_reward.get("gaming"))
             for judge, score in result.judge_scores.items():
-                self._scores.setdefault(judge, []).append(score)
+                total, n = self._scores.get(judge, (0.0, 0))
+                self._scores[judge] = (total + score, n + 1)
                 self._explanations[judge] = result.explanations.get(judge, "")
 
     def take(self) -> dict[str, float]:
         """The metrics since the last call; a share of nothing is left out."""
         totals, self.totals = self.totals, Counter()
         scores, self._scores = self._scores, {}
-        metrics = {f"rim_rewards/{judge}": sum(values) / len(values) for judge, values in scores.items()}
+        metrics = {f"rim_rewards/{judge}": total / n for judge, (total, n) in scores.items()}
         names = (
             "calls",
             "failed_calls",

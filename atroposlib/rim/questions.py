@@ -33,9 +33,11 @@ class Questions:
         self._cache = cache
         self._meter = meter
         self._all_groups = CallSlots(config.max_concurrent_judge_calls)
+        self._in_flight: dict[str, asyncio.Future[Verdict | JudgeFailedError]] = {}
+        """By cache key; cancelled where the one who asked was."""
 
     async def verdict(self, call: JudgeCall, workers: CallSlots) -> Verdict:
-        """The verdict on one question.
+        """The verdict on one question; an equal one that is being asked is waited for, and its failure is shared.
 
         Args:
             workers: calls in flight for one batch of trajectories.
@@ -43,6 +45,30 @@ class Questions:
             JudgeFailedError: there is none after every retry and the repair.
         """
         key = cache_key(call, self._config)
+        while (asked := self._in_flight.get(key)) is not None:
+            await asyncio.wait([asked])
+            # Who is cancelled leaves the question to the next one.
+            if not asked.cancelled():
+                self._meter.totals["cache_hits"] += 1
+                return _verdict_or_raise(asked.result())
+        return await self._shared(key, call, workers)
+
+    async def _shared(self, key: str, call: JudgeCall, workers: CallSlots) -> Verdict:
+        """Ask, and give whoever waits for the same the outcome."""
+        outcome: asyncio.Future[Verdict | JudgeFailedError] = asyncio.get_running_loop().create_future()
+        self._in_flight[key] = outcome
+        try:
+            verdict = await self._known_or_fresh(key, call, workers)
+            outcome.set_result(verdict)
+            return verdict
+        except JudgeFailedError as error:
+            outcome.set_result(error)
+            raise
+        finally:
+            del self._in_flight[key]
+            outcome.cancel()
+
+    async def _known_or_fresh(self, key: str, call: JudgeCall, workers: CallSlots) -> Verdict:
         known = await self._remembered(key)
         if known is not None:
             self._meter.totals["cache_hits"] += 1
@@ -88,20 +114,21 @@ class Questions:
     async def _ask_once(self, call: JudgeCall, workers: CallSlots, *, is_again: bool) -> JudgeReply:
         is_urgent = call.is_large or bool(call.repair) or is_again
         async with workers.held(is_urgent=is_urgent), self._all_groups.held(is_urgent=is_urgent):
-            totals, started = self._meter.totals, time.monotonic()
-            totals["calls"] += 1
+            started = time.monotonic()
+            # Never kept over an await: the meter begins a new count whenever its figures are taken.
+            self._meter.totals["calls"] += 1
             try:
                 async with asyncio.timeout(self._config.judge_timeout):
                     reply = await self._ask(call)
             except TimeoutError:
-                totals["failed_calls"] += 1
+                self._meter.totals["failed_calls"] += 1
                 raise ModelServerError(f"no answer within judge_timeout, {self._config.judge_timeout:g} s") from None
             except (RolloutError, ConfigError):
-                totals["failed_calls"] += 1
+                self._meter.totals["failed_calls"] += 1
                 raise
             self._meter.latencies_s.append(time.monotonic() - started)
-            totals["prompt_tokens"] += reply.prompt_tokens
-            totals["completion_tokens"] += reply.completion_tokens
+            self._meter.totals["prompt_tokens"] += reply.prompt_tokens
+            self._meter.totals["completion_tokens"] += reply.completion_tokens
             return reply
 
     async def _remembered(self, key: str) -> Verdict | None:
@@ -114,6 +141,12 @@ class Questions:
             await asyncio.to_thread(self._cache.put, key, verdict)
         else:
             self._cache.put(key, verdict)
+
+
+def _verdict_or_raise(outcome: Verdict | JudgeFailedError) -> Verdict:
+    if isinstance(outcome, JudgeFailedError):
+        raise JudgeFailedError(str(outcome)) from outcome
+    return outcome
 
 
 def backoff_s(first_s: float, attempt: int, *, jitter: float) -> float:

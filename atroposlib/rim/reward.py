@@ -120,7 +120,7 @@ class RIMReward:
             ConfigError: called in a running event loop, or the columns' lengths differ.
             JudgesFailingError: too many judgements failed lately.
         """
-        results = self._score_now(from_columns(prompts, completions, columns))
+        results = self.score_blocking(from_columns(prompts, completions, columns))
         rewards = [result.score for result in results]
         if not return_info_dict:
             return rewards
@@ -146,7 +146,7 @@ class RIMReward:
             ConfigError, JudgesFailingError: as for a call.
         """
         single = {name: None if value is None else [text_of(value)] for name, value in columns.items()}
-        [result] = self._score_now(from_columns([prompt], [response], single))
+        [result] = self.score_blocking(from_columns([prompt], [response], single))
         return {
             "score": result.score,
             "rationale": result.structured_reward["rationale"],
@@ -161,7 +161,13 @@ class RIMReward:
             },
         }
 
-    def _score_now(self, trajectories: Sequence[Trajectory]) -> list[RIMResult]:
+    def score_blocking(self, trajectories: Sequence[Trajectory]) -> list[RIMResult]:
+        """As `score`, outside an event loop. max_concurrent_judge_calls bounds this call alone, not those of other threads.
+
+        Raises:
+            ConfigError: called in a running event loop.
+            JudgesFailingError: too many judgements failed lately.
+        """
         try:
             asyncio.get_running_loop()
         except RuntimeError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atroposlib.envs.reward_fns.registry import registry
@@ -10,6 +10,7 @@ from atroposlib.envs.reward_fns.reward_function import RewardFunction
 from atroposlib.errors import ConfigError, RolloutError
 from atroposlib.rim.config import RIMConfig
 from atroposlib.rim.reward import RIMReward
+from atroposlib.rim.trajectory import from_columns
 
 
 @registry.register(name="rim")
@@ -21,10 +22,16 @@ class RIMRewardFunction(RewardFunction):
     Args:
         rim: a RIMConfig, or the keys of one.
         preset: whose judges are active where `rim` names none: offline or runtime.
+    Raises:
+        ConfigError: the config is wrong, or zero_on_error is set.
     """
 
     def __init__(self, rim: RIMConfig | Mapping[str, Any], preset: str = "offline", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if self.zero_on_error:
+            raise ConfigError(
+                "the reward rim pays no 0 where judges fail; leave zero_on_error out, the group is left out then"
+            )
         self.reward = RIMReward(rim if isinstance(rim, RIMConfig) else RIMConfig.preset(preset, **rim))
 
     @property
@@ -42,9 +49,14 @@ class RIMRewardFunction(RewardFunction):
         if prompts is None:
             raise ConfigError("the reward rim judges answers to prompts; call it with prompts=[...]")
         given = [prompts] * len(completions) if isinstance(prompts, str) else prompts
-        rewards, info = self.reward(given, completions, return_info_dict=True, **kwargs)
-        for reward, one in zip(rewards, info, strict=True):
-            if reward is None:
-                reasons = [judge["rationale"] for judge in one["structured_reward"]["judges"]]
-                raise RolloutError(f"no judge could score a completion: {'; '.join(reasons) or 'none was asked'}")
-        return list(rewards)
+        results = self.reward.score_blocking(from_columns(given, completions, kwargs))
+        for result in results:
+            if result.score is None:
+                raise RolloutError(f"no judge could score a completion: {'; '.join(result.reasons)}")
+        return [result.score for result in results if result.score is not None]
+
+    def log_metrics(self, raw_rewards: Sequence[float], weighted_rewards: Sequence[float]) -> None:
+        """Also log what RIMReward.take_metrics and take_explanations give."""
+        super().log_metrics(raw_rewards, weighted_rewards)
+        if self.wandb_logger is not None:
+            self.wandb_logger.log({**self.reward.take_metrics(), **self.reward.take_explanations()})

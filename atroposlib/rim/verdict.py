@@ -38,7 +38,6 @@ class Verdict:
     """0 to 1, the judge's own estimate."""
     rationale: str = ""
     principles: tuple[Principle, ...] = ()
-    evidence: tuple[str, ...] = ()
     is_clamped: bool = False
     """Whether score or uncertainty lay outside 0 to 1."""
 
@@ -69,7 +68,6 @@ def verdict_of(data: Mapping[str, Any]) -> Verdict:
         *inside,
         rationale=_text(data.get("rationale", data.get("explanation"))),
         principles=tuple(_principles(data.get("principles"))),
-        evidence=tuple(map(_text, _list(data.get("evidence")))),
         is_clamped=inside != (score, uncertainty),
     )
 
@@ -111,4 +109,5 @@ def _list(value: Any) -> list[Any]:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    # A judge can write half of a surrogate pair as an escape; no message could carry it on.
+    return "" if value is None else str(value).encode("utf-8", "replace").decode()

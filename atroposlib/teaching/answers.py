@@ -1,10 +1,11 @@
-"""The student's final answer in its text, whether it is right, and whether a guidance gave it away."""
+"""The student's final answer in its text, and whether it is right."""
 
 from __future__ import annotations
 
 import re
 
 from atroposlib.envs.reward_fns.answers import boxed, gold_answer
+from atroposlib.envs.reward_fns.leaks import normalised
 from atroposlib.envs.reward_fns.plain_math import number, same_answer
 
 MAX_ANSWER = 200
@@ -13,10 +14,12 @@ MAX_ANSWER = 200
 _TEACHING = re.compile(r"<teaching>(.*?)(?:</teaching>|\Z)", re.S | re.I)
 _THINKING = re.compile(r"<thinking>.*?(?:</thinking>|\Z)", re.S | re.I)
 _SOLUTION = re.compile(r"<solution>(.*?)(?:</solution>|\Z)", re.S | re.I)
-_NUMBER_TEXT = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+_NUMBER_TEXT = r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<!\w)\.\d+)(?:[eE][-+]?\d+|/\d+)?"
+"""Also 3/4, 1e5 and .5; the leak rule reads the parts of a fraction as numbers of their own."""
 _NUMBER = re.compile(_NUMBER_TEXT)
 _LEADING_NUMBER = re.compile(rf"\W*?({_NUMBER_TEXT})")
-_STATED = re.compile(r"\banswer\s*(?:is|:|=)+\s*(?P<said>[^\n]{1,200})", re.I)
+# What is said is looked ahead at, so that a second statement in the same line is found too.
+_STATED = re.compile(r"\banswer\s*(?:is|:|=)+\s*+(?=(?P<said>[^\n]{1,200}))", re.I)
 _EQUALS = re.compile(rf"=\s*\$?({_NUMBER_TEXT})")
 _THEREFORE = re.compile(r"\b(?:therefore|thus|hence)\b(?P<said>[^\n]*)", re.I)
 _CLAUSE_END = re.compile(r"[.,;](?:\s|$)")
@@ -31,22 +34,26 @@ def teaching_of(text: str) -> str:
 def extract_answer(text: str) -> str:
     r"""The final answer, normalised; "" where there is none.
 
-    In this order: the last \boxed; then, within the last <solution> or else the whole text: "the answer is ...",
-    "therefore ... N", "= N", the last number; then a <solution> that is a short text.
+    In this order: the last \boxed; then, within the last <solution> or else the whole text: the last "the answer is ..."
+    (one with a number before others), "therefore ... N", "= N", the last number; then a <solution> that is a short text.
     """
     boxes = boxed(text)
     if boxes:
-        return normalised(boxes[-1])
+        return _compared(boxes[-1])
     solutions: list[str] = _SOLUTION.findall(text)
     place = solutions[-1] if solutions else text
-    stated = _STATED.search(place)
-    if stated:
-        lead = _LEADING_NUMBER.match(stated["said"])
-        return normalised(lead[1] if lead else stated["said"].split(". ")[0])
-    for found in (_concluded(place), _EQUALS.findall(place), _NUMBER.findall(place)):
+    for found in (_stated(place), _concluded(place), _EQUALS.findall(place), _NUMBER.findall(place)):
         if found:
-            return normalised(found[-1])
-    return normalised(place) if solutions and len(place) <= MAX_ANSWER else ""
+            return _compared(found[-1])
+    return _compared(place) if solutions and len(place) <= MAX_ANSWER else ""
+
+
+def _stated(text: str) -> list[str]:
+    """What "the answer is" announces: the numbers, or where none is announced, the texts."""
+    said = [found["said"] for found in _STATED.finditer(text)]
+    # "I am sure that my answer is right" announces nothing.
+    numbers = [lead[1] for one in said if (lead := _LEADING_NUMBER.match(one))]
+    return numbers or [one.split(". ")[0] for one in said]
 
 
 def _concluded(text: str) -> list[str]:
@@ -56,38 +63,14 @@ def _concluded(text: str) -> list[str]:
     return next((numbers for clause in clauses if (numbers := _NUMBER.findall(clause))), [])
 
 
-def normalised(answer: str) -> str:
-    """Numbers without separators, whole ones without decimals and others with two; text in lower case, spaces squeezed."""
-    bare = answer.strip().strip("$. \n")
+def _compared(answer: str) -> str:
+    """Normalised; but numbers below 1 by four significant digits, as two decimals make 0.001 and 0.004 one."""
+    bare = answer.strip()
     value = number(bare.replace(",", "")) if _NUMBER.fullmatch(bare) else None
-    if value is None:
-        return " ".join(bare.lower().split())
-    return str(int(value)) if value == int(value) else f"{value:.2f}"
+    return normalised(answer) if value is None or abs(value) >= 1 else f"{value:.4g}"
 
 
 def correctness(answer: str, ground_truth: str) -> float:
     """1.0 for an answer that means what the ground truth does, else 0.0."""
     gold = gold_answer(ground_truth)
-    return float(bool(answer) and (normalised(gold) == answer or same_answer(gold, answer)))
-
-
-def gives_away(teaching: str, ground_truth: str, *, question: str, approach: str) -> bool:
-    """Whether a guidance states the answer, which the student could read neither in the question nor in its own approach."""
-    gold = normalised(gold_answer(ground_truth))
-    return bool(gold) and _states(teaching, gold) and not _states(question, gold) and not _states(approach, gold)
-
-
-def _states(text: str, answer: str) -> bool:
-    if _NUMBER.fullmatch(answer):
-        return answer in {normalised(found) for found in _numbers(text)}
-    if len(answer) == 1:
-        # A letter is everywhere; as an answer it stands in brackets or is announced.
-        letter = re.escape(answer)
-        return re.search(rf"\({letter}\)|\b(?:answer|option|choice)\W+(?:is\W+)?{letter}\b", text, re.I) is not None
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", " ".join(text.lower().split())) is not None
-
-
-def _numbers(text: str) -> list[str]:
-    """Every number, also without the sign before it: in `40-12` the minus is no sign."""
-    found = _NUMBER.findall(text)
-    return [*found, *(one.lstrip("+-") for one in found)]
+    return float(bool(answer) and (_compared(gold) == answer or same_answer(gold, answer)))

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from atroposlib.envs.gathering import all_or_none
-from atroposlib.teaching.answers import gives_away, teaching_of
+from atroposlib.envs.reward_fns.leaks import gives_away
+from atroposlib.teaching.answers import teaching_of
 from atroposlib.teaching.baselines import BaselineCache, StudentFingerprint
 from atroposlib.teaching.config import TeacherEnvConfig
 from atroposlib.teaching.diagnosis import Capability, DiagnosticResult, capability_from_scores, diagnose

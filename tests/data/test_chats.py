@@ -112,6 +112,31 @@ def test_the_templates_own_spans_decide() -> None:
     assert trained({"messages": chat}, without_spans, response_marker=MARKER) == "y<|im_end|>x!z<|im_end|>"
 
 
+def test_a_span_that_ends_after_its_own_end_takes_no_more() -> None:
+    # The span holds the newline after the end, and the next turn begins with the text's first special token.
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] }}<|im_end|>{{ '\\n' }}{% endgeneration %}"
+        "{% else %}{{ message['content'] }}<|im_end|>{{ '\\n' }}{% endif %}{% endfor %}"
+    )
+    with_padded_ends = template.replace("{{ '\\n' }}{% endgeneration %}", "{{ '\\n' }}{% endgeneration %}<|endoftext|>")
+
+    for one in (template, with_padded_ends):
+        assert trained({"messages": CHAT}, with_template(one)) == "b<|im_end|>\nd<|im_end|>\n"
+
+
+@pytest.mark.parametrize("marker", [None, MARKER])
+def test_a_chat_that_the_template_refuses_is_a_data_error(marker: str | None) -> None:
+    strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('must begin with user') }}{% endif %}"
+    joined = "{% for message in messages %}{{ 'x' + message['content'] }}{% endfor %}"
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}]}, REPLY]
+
+    with pytest.raises(DataError, match=r"refuses a chat of assistant, user, assistant: must begin.*mend the row"):
+        tokenized({"messages": [REPLY, *CHAT[:2]]}, with_template(strict + PLAIN_TEMPLATE), response_marker=marker)
+    with pytest.raises(DataError, match="refuses a chat of user, assistant: "):
+        tokenized({"messages": parts}, with_template(joined), response_marker=marker)
+
+
 def test_turns_of_other_names_are_trained_too() -> None:
     chat = [USER, {"role": "agent", "content": "b"}]
 
@@ -129,6 +154,7 @@ def test_what_follows_the_last_reply_is_left_out() -> None:
 
 def test_of_a_completion_its_own_text_is_trained() -> None:
     assert trained({"prompt": "a b", "completion": " c"}) == " c<|im_end|>"
+    assert trained({"prompt": "a b", "completion": " c<|im_end|>"}) == " c<|im_end|>", "one end"
     assert tokenized({"prompt": "a", "completion": "c"}, TOKENIZER).messages is None
     assert "".join(trained({"prompt": [USER], "completion": [REPLY]}).split()) == "b<|im_end|>", (
         "chats use the template"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from atroposlib.data.__main__ import main
-from atroposlib.data.check import configured
+from atroposlib.data.check import EXAMPLES, configured
+from atroposlib.data.config import DataConfig
 from atroposlib.data.guess import guessed
+from atroposlib.data.load import Splits
 from atroposlib.errors import DataError
+from atroposlib.teaching.config import TeacherEnvConfig
 from tests.data.conftest import Write
 from tests.data.sessions import a_session
 
@@ -67,12 +73,50 @@ def test_what_a_file_holds_is_told_by_its_first_row(written: Write, line: str, g
         (["absent.jsonl", "shuffel=false"], "shuffel"),
         (["absent.jsonl", "seed"], "'seed' is no KEY=VALUE"),
         (["absent.jsonl", "loader=rowz"], "did you mean 'rows'"),
+        (["absent.jsonl", "--preset", "gsm8k_grpo", "seed"], "'seed' is no KEY=VALUE"),
     ],
 )
 def test_mistakes_become_a_line(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", *arguments]) == 2
 
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in EXAMPLES.splitlines()[1:]])
+def test_every_example_is_understood(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded: list[DataConfig] = []
+
+    def load(config: DataConfig) -> Splits:
+        loaded.append(config)
+        return Splits([{"prompt": "q"}], [], {"read": 1, "usable": 1})
+
+    monkeypatch.setattr("atroposlib.data.check.load_splits", load)
+    words = shlex.split(line.partition("    (")[0])
+
+    assert words[:3] == ["python", "-m", "atroposlib.data"]
+    assert main(words[3:]) == 0
+    settings = [word.partition("=")[0] for word in words if "=" in word]
+    assert loaded[0].model_fields_set >= set(settings)
+
+
+def test_an_option_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", "absent.jsonl", "--perset", "gsm8k_grpo"])
+
+    assert "--perset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"db_ulr": "URL"}, {"db_url": ["URL"]}, {"limit": "URL"}])
+def test_a_mistyped_key_shows_no_password(wrong: dict[str, Any]) -> None:
+    secret = "postgresql://me:s3cret@host/db"
+    values = {name: [secret] if isinstance(value, list) else secret for name, value in wrong.items()}
+
+    for model, given in ((DataConfig, values), (TeacherEnvConfig, {"data": values})):
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate(given)
+        assert "s3cret" not in str(caught.value)
 
 
 def test_settings_of_the_command_line_win(written: Write) -> None:

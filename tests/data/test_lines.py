@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from atroposlib.data.config import DataConfig
 from atroposlib.data.files import read_file
 from atroposlib.data.lines import parse_object
+from atroposlib.data.load import load_splits
 from atroposlib.data.sources import usable_rows
 from atroposlib.errors import DataError
 from tests.data.conftest import Write
@@ -122,6 +123,30 @@ def test_quarantine_keeps_bad_lines_in_a_file_of_their_own(written: Write) -> No
     assert [line["line"] for line in kept] == ['{"q": ', "x"]
     assert kept[0]["place"] == f"{path}, line 2"
     assert "not JSON" in kept[0]["problem"]
+
+
+def test_a_file_that_was_mended_leaves_no_list_of_bad_lines(written: Write) -> None:
+    path = written('{"q": 1}\nx')
+    usable(path, on_bad_line="quarantine")
+    path.write_text('{"q": 1}\n')
+
+    assert usable(path, on_bad_line="quarantine") == [{"q": 1}]
+    assert not path.with_name("rows.jsonl.bad.jsonl").exists()
+
+
+def test_bad_lines_are_counted_where_a_cap_ends_the_loading(written: Write, caplog: pytest.LogCaptureFixture) -> None:
+    path = written('{"prompt": "a"}\nx\n{"prompt": "b"}\n{"prompt": "c"}\n')
+
+    load_splits(DataConfig(dataset_path=path, on_bad_line="skip", dataset_max_samples=2, eval_split_ratio=0))
+
+    assert "left out 1 lines" in caplog.text
+
+
+def test_half_of_a_surrogate_pair_in_a_list_is_a_bad_row(written: Write) -> None:
+    path = written('[{"q": "a\\ud83d\\ude00"}, {"q": "a\\ud800"}, {"q": "c"}]', "rows.json")
+
+    assert [row["q"] for row in usable(path, on_bad_line="quarantine")] == ["a\U0001f600", "c"]
+    assert "surrogate pair" in path.with_name("rows.json.bad.jsonl").read_text()
 
 
 def test_rows_that_a_parser_refuses_are_bad_lines_too(written: Write) -> None:

@@ -222,7 +222,7 @@ def test_a_loader_of_a_module_that_is_allowed() -> None:
         {"eval_split_ratio": 1.0},
         {"eval_split_ratio": -0.1},
         {"dataset_max_samples": 0},
-        {"val_split": "test", "eval_split_ratio": 0.1},
+        {"val_split": "test", "eval_split_ratio": 0.2},
         {"eval_split_method": "chance"},
         {"datset_path": "x"},
         {"limit": 0},

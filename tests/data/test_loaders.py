@@ -217,3 +217,15 @@ def test_the_final_answer_of_a_solution(text: str, answer: str) -> None:
 def test_the_strict_rule_compares_letters() -> None:
     assert exact_match("so\nFinal Answer:  x  y.", "x y") == 1.0
     assert exact_match("Final Answer: 3.0", "3") == 0.0
+
+
+@pytest.mark.parametrize("column", ["final_answer", "ground_truth", "expected_answer"])
+@pytest.mark.parametrize("answer", [0, "0", 0.5])
+def test_the_answer_of_a_problem_stands_under_the_same_names_everywhere(
+    written: Write, column: str, answer: str | float
+) -> None:
+    path = written([{"problem": "p", column: answer, "solution": "work\nFinal Answer: 7"}])
+
+    [row] = load_splits(DataConfig(loader="math", dataset_path=path, eval_split_ratio=0)).train
+
+    assert row["ground_truth"] == str(answer) == ground_truth_of({column: answer})

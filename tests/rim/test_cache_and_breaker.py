@@ -13,7 +13,7 @@ from atroposlib.rim.config import Breaker, RIMConfig
 from atroposlib.rim.meter import percentile
 from atroposlib.rim.verdict import Principle, Verdict
 
-FULL = Verdict(0.5, 0.25, "why {", (Principle("p", 0.5, "d"),), ("line 1",), is_clamped=True)
+FULL = Verdict(0.5, 0.25, "why {", (Principle("p", 0.5, "d"),), is_clamped=True)
 MODELS = {"small_model": "http://a/v1#s", "large_model": "http://a/v1#l"}
 
 
@@ -67,12 +67,13 @@ def test_the_key_tells_judge_model_prompt_and_temperature_apart() -> None:
         JudgeCall("process", "q", 0.2),
         JudgeCall("process", "p", 0.5),
         JudgeCall("process", "p", 0.2, is_large=True),
+        JudgeCall("process", "p", 0.2, nth=1),
     ]
 
     keys = {cache_key(one, config) for one in [call, *others]}
     elsewhere = RIMConfig.read({"models": MODELS | {"small_model": "http://b/v1#s"}})
 
-    assert len(keys) == 5
+    assert len(keys) == 6
     assert cache_key(JudgeCall("process", "p", 0.2), config) in keys
     assert cache_key(call, elsewhere) not in keys
 

@@ -126,3 +126,34 @@ def test_a_reward_without_prompts_says_what_it_needs(judge: ScriptedJudge) -> No
 
     with pytest.raises(ConfigError, match="prompts="):
         reward(["good"])
+
+
+def test_why_nobody_was_asked_is_said(judge: ScriptedJudge) -> None:
+    reward = RIMRewardFunction({"models": {"small_model": f"{judge.url}#small"}, "active_judges": {"accuracy": True}})
+
+    with pytest.raises(RolloutError, match="accuracy: skipped, there is no ground truth"):
+        reward(["good"], prompts="q")
+
+
+def test_no_zero_is_paid_where_judges_fail(judge: ScriptedJudge) -> None:
+    with pytest.raises(ConfigError, match="zero_on_error"):
+        RIMRewardFunction(judge.config(), zero_on_error=True)
+
+
+def test_the_figures_are_logged_where_there_is_a_logger(judge: ScriptedJudge) -> None:
+    class Logger:
+        def __init__(self) -> None:
+            self.logged: dict[str, Any] = {}
+
+        def log(self, metrics: dict[str, Any]) -> None:
+            self.logged |= metrics
+
+    reward = RIMRewardFunction(judge.config(active_judges={"accuracy": True}), weight=2.0)
+    logger = Logger()
+    reward.set_wandb_logger(logger)
+    reward(["good"], prompts="q", ground_truth="g")
+
+    assert logger.logged["rim_rewards/accuracy"] == 0.9
+    assert logger.logged["rim_explanations/accuracy"] == "because of 0.9"
+    assert logger.logged["reward/interpretation_teaching/mean_weighted"] == 1.8
+    assert "rim_rewards/accuracy" not in reward.reward.take_metrics()

@@ -19,7 +19,6 @@ def test_every_field_is_read() -> None:
 
     assert (found.score, found.uncertainty, found.rationale) == (0.7, 0.2, "because of 0.7")
     assert found.principles == (Principle("right", 1.0, "it is right"),)
-    assert found.evidence == ("line 3",)
     assert not found.is_clamped
 
 
@@ -37,6 +36,15 @@ def test_every_field_is_read() -> None:
 )
 def test_what_stands_around_the_verdict_does_not_matter(text: str) -> None:
     assert parse_verdict(text).score == 0.5
+
+
+def test_half_of_a_surrogate_pair_is_replaced_wherever_a_text_may_go_on() -> None:
+    found = parse_verdict(
+        '{"score": 1, "uncertainty": 0, "rationale": "a\\ud800b", "principles": [{"name": "\\udfff", "weight": 1}]}'
+    )
+
+    assert found.rationale == "a?b"
+    assert found.principles[0].name == "?"
 
 
 def test_the_old_name_of_the_rationale_is_read() -> None:

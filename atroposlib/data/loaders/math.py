@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from atroposlib.data.answers import final_answer, marked_answer, question_of, solution_of
+from atroposlib.data.answers import bare_answer_of, final_answer, marked_answer, question_of, solution_of
 from atroposlib.data.config import DataConfig
 from atroposlib.data.levels import check_level, of_level
 from atroposlib.data.registry import Funnel, Row
@@ -57,9 +57,9 @@ def _conversation(row: Row) -> Row:
 
 
 def _answer(row: Row) -> str:
-    given = row.get("final_answer") or row.get("ground_truth")
-    if given is not None and not isinstance(given, (dict, list)):
-        return str(given).strip()
+    given = bare_answer_of(row)
+    if given is not None:
+        return given.strip()
     solution = (solution_of(row) or "").strip()
     # One line without a mark is the answer itself, such as 3:2.
     return final_answer(solution) if "\n" in solution or marked_answer(solution) else solution

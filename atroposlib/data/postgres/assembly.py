@@ -60,7 +60,7 @@ def _session(session: Row, *, steps: list[Row], events: list[Any]) -> Row:
         "created_at": _iso(session["created_at"]),
         "completed_at": _iso(session["completed_at"]),
     }
-    copied = ("task", "final_answer", "plan", "reward_audit", "review_status", "review_notes")
+    copied = ("task", "final_answer", "plan", "reward_audit", "review_status")
     learning = ("student_learning", "teacher_learning")
     return {
         **{name: session[name] for name in (*copied, *learning)},

@@ -93,7 +93,7 @@ def sessions_query(config: DataConfig, *, session_id: int | str | None = None) -
     learning = config.include_learning_data
     columns = (
         "s.id, s.task, s.status, s.metadata, s.final_answer, s.reward, s.reward_stats, s.reward_audit, s.review_status, "
-        f"s.review_notes, s.created_at, s.completed_at, p.plan, {_LEARNING if learning else _NO_LEARNING}"
+        f"s.created_at, s.completed_at, p.plan, {_LEARNING if learning else _NO_LEARNING}"
     )
     tables = f"sessions s LEFT JOIN plans p ON p.session_id = s.id{_REGISTRY if learning else ''}"
     if session_id is not None:

@@ -1,4 +1,8 @@
-"""One session of a runtime trace. Fields stand at the top or in session_metadata; both are looked at, the top first."""
+"""One session of a runtime trace.
+
+Task, final answer, plan, steps and events stand at the top; other fields there or in session_metadata, and the top wins.
+The session's id is looked for in session_metadata first.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,6 @@ class Session:
     adaptive_summary: Map | None
     triage_dossier: Map | None
     reward_summary: Map | None
-    reward_audit: Any
     review_status: str | None
     personas_used: list[Any]
     persona_updates: Any
@@ -62,13 +65,6 @@ class Session:
             return self.reward.score
         score = (self.reward_summary or {}).get("score")
         return float(score) if isinstance(score, (int, float)) and not isinstance(score, bool) else None
-
-    @property
-    def is_drifting(self) -> bool:
-        """Whether the runtime saw its rewards drift."""
-        drift = self.metadata.get("drift")
-        alerts = (self.metadata.get("drift_alert"), drift.get("drift_alert") if isinstance(drift, dict) else None)
-        return any(bool(alert) for alert in alerts)
 
     @property
     def created(self) -> datetime | None:
@@ -108,7 +104,6 @@ def session_of(row: Mapping[str, Any]) -> Session:
         adaptive_summary=mapping(merged, "adaptive_summary"),
         triage_dossier=mapping(merged, "triage_dossier"),
         reward_summary=mapping(merged, "reward_summary"),
-        reward_audit=merged.get("reward_audit"),
         review_status=text(merged, "review_status"),
         personas_used=items(merged, "personas_used"),
         persona_updates=merged.get("persona_updates"),

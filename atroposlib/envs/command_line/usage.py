@@ -40,7 +40,9 @@ def validate(model: type[M], values: Mapping[str, Any], prefix: str) -> M:
         name = ".".join(str(part) for part in first["loc"])
         description = describe(model, str(first["loc"][0])) if first["loc"] else ""
         hint = f"{prefix}{name}: {description}" if description else None
-        text = f"{prefix}{name} {first['input']!r}: {first['msg']}" if name else first["msg"]
+        # A class whose values may hold a password says so; pydantic hides them in its own text alone.
+        shown = "" if model.model_config.get("hide_input_in_errors") else f" {first['input']!r}"
+        text = f"{prefix}{name}{shown}: {first['msg']}" if name else first["msg"]
         raise UsageError(text, hint) from error
 
 
