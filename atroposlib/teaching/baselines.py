@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from atroposlib.errors import ConfigError
 from atroposlib.teaching.frozen_model import ChatReply, Sampling
 
 log = logging.getLogger(__name__)
 
 FILE = "baselines.sqlite"
+BUSY_TIMEOUT_S = 5.0
+"""How long another process may hold the file."""
 _TABLE = "CREATE TABLE IF NOT EXISTS baselines (key TEXT PRIMARY KEY, replies TEXT NOT NULL) WITHOUT ROWID"
 
 
@@ -37,7 +40,8 @@ class StudentFingerprint:
     def key(self, prompt: str) -> str:
         """Of an item, given as the prompt that the student gets."""
         text = json.dumps([asdict(self), prompt], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        # A prompt may hold half of a surrogate pair.
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class BaselineCache:
@@ -45,6 +49,8 @@ class BaselineCache:
 
     Args:
         path: made where it is missing; a file that is no cache is set aside. None: memory only.
+    Raises:
+        ConfigError: the file cannot be opened or written, for instance because another process holds it.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -59,10 +65,14 @@ class BaselineCache:
         return None if row is None else [ChatReply(**reply) for reply in json.loads(row[0])]
 
     def put(self, key: str, replies: Sequence[ChatReply]) -> None:
-        """Keep attempts, in place of older ones."""
-        text = json.dumps([asdict(reply) for reply in replies], ensure_ascii=False)
-        with self._connection:
-            self._connection.execute("INSERT OR REPLACE INTO baselines VALUES (?, ?)", (key, text))
+        """Keep attempts, in place of older ones. Where they cannot be written, they are asked again another time."""
+        # In ASCII: SQLite takes no half of a surrogate pair.
+        text = json.dumps([asdict(reply) for reply in replies])
+        try:
+            with self._connection:
+                self._connection.execute("INSERT OR REPLACE INTO baselines VALUES (?, ?)", (key, text))
+        except sqlite3.Error as error:
+            log.warning("unaided attempts are not kept in %s: %s", self.path, error)
 
     def take_reused(self) -> int:
         """How many items were found since the last call."""
@@ -80,6 +90,10 @@ def _opened(path: Path | None) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return _connected(str(path))
+    except sqlite3.OperationalError as error:
+        raise ConfigError(
+            f"{path} cannot be opened: {error}; end the process that holds it, free disk space, or give another run_dir"
+        ) from error
     except sqlite3.DatabaseError as error:
         aside = path.with_suffix(".broken")
         log.warning("%s is no cache of baselines (%s): set aside as %s", path, error, aside)
@@ -88,7 +102,7 @@ def _opened(path: Path | None) -> sqlite3.Connection:
 
 
 def _connected(place: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(place, timeout=5.0)
+    connection = sqlite3.connect(place, timeout=BUSY_TIMEOUT_S)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         # What a power cut takes away is asked again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from atroposlib.data.config import DataConfig
 from atroposlib.envs.config import BaseEnvConfig
@@ -19,6 +19,9 @@ DEFAULT_LEAK_CAP = 0.3
 
 class TeacherEnvConfig(BaseEnvConfig):
     """Options of the teacher protocol."""
+
+    # data.db_url may hold a password, and the hiding of the inner model does not reach out here.
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     group_size: int = Field(default=8, ge=2, description="Guidances of one item, scored against each other.")
     max_token_length: int = Field(

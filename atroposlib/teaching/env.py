@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, ClassVar
 
@@ -219,9 +220,7 @@ class TeacherEnv(BaseEnv):
             log.warning("no held-out item has a ground truth: nothing is evaluated")
             return {}
         samples = await self.evaluate_items(items, self._evaluate_item)
-        figures = summary([_outcome(sample) for sample in samples])
-        # What runs are compared by.
-        metrics: dict[str, Any] = {"heldout_reward": figures["accuracy_delta"], **figures}
+        metrics = summary([_outcome(sample) for sample in samples])
         await self.evaluate_log(metrics, samples=samples, generation_parameters={"temperature": 0.0})
         return metrics
 
@@ -261,16 +260,19 @@ class TeacherEnv(BaseEnv):
         await super().wandb_log(metrics)
 
     async def aclose(self) -> None:
-        """Close student, reference, judges and the kept baselines too."""
-        closing = [self.student.server.close()]
-        closing += [self.reference.server.close()] if self.reference is not None else []
-        closing += [judge.close() for judge in (self.rim, self._approach_judge) if judge is not None]
-        try:
+        """Close student, reference, judges and the kept baselines too: each of them, also where another fails to close."""
+        async with AsyncExitStack() as closing:
+            closing.callback(self.protocol.cache.close)
+            for judge in (self.rim, self._approach_judge):
+                if judge is not None:
+                    closing.push_async_callback(judge.close)
+            for model in (self.reference, self.student):
+                if model is not None:
+                    closing.push_async_callback(model.server.close)
             await super().aclose()
-        finally:
-            await asyncio.gather(*closing)
-            self.protocol.cache.close()
 
 
 def _outcome(sample: dict[str, Any]) -> Outcome:
-    return Outcome(sample["baseline"], sample["score"], sample["teaching_tokens"], sample["is_complete"])
+    return Outcome(
+        sample["baseline"], sample["score"], sample["teaching_tokens"], sample["is_complete"], sample["is_leak"]
+    )

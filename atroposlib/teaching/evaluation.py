@@ -27,6 +27,8 @@ class Outcome:
     teaching_tokens: float
     is_complete: bool
     """Whether the taught solution ended by itself, not at the token limit."""
+    is_leak: bool
+    """Whether the guidance states the answer."""
 
 
 def summary(outcomes: Sequence[Outcome], *, seed: int = SEED) -> dict[str, float]:
@@ -58,7 +60,16 @@ def _columns(outcomes: Sequence[Outcome]) -> Columns:
         "taught": np.array([one.taught for one in outcomes], dtype=float),
         "tokens": np.array([one.teaching_tokens for one in outcomes], dtype=float),
         "complete": np.array([one.is_complete for one in outcomes], dtype=float),
+        "leak": np.array([one.is_leak for one in outcomes], dtype=float),
     }
+
+
+def _heldout_reward(columns: Columns) -> npt.NDArray[np.float64]:
+    """Mean change of the score, where an answer that was given away counts as no gain."""
+    delta = columns["taught"] - columns["baseline"]
+    counted = np.where(columns["leak"] > 0, np.minimum(delta, 0.0), delta)
+    reward: npt.NDArray[np.float64] = counted.mean(axis=1)
+    return reward
 
 
 def _efficiency(columns: Columns) -> npt.NDArray[np.float64]:
@@ -76,10 +87,12 @@ def _non_degradation(columns: Columns) -> npt.NDArray[np.float64]:
 
 
 STATISTICS: dict[str, Callable[[Columns], npt.NDArray[np.float64]]] = {
+    "heldout_reward": _heldout_reward,
     "student_accuracy": lambda columns: columns["taught"].mean(axis=1),
     "baseline_accuracy": lambda columns: columns["baseline"].mean(axis=1),
     "accuracy_delta": lambda columns: (columns["taught"] - columns["baseline"]).mean(axis=1),
     "non_degradation_rate": _non_degradation,
+    "leak_rate": lambda columns: columns["leak"].mean(axis=1),
     "completion_rate": lambda columns: columns["complete"].mean(axis=1),
     "teaching_tokens": lambda columns: columns["tokens"].mean(axis=1),
     "teaching_efficiency_score": _efficiency,

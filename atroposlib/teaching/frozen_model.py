@@ -109,7 +109,8 @@ class FrozenModel:
         if not choices or reason == "abort":
             self.counts["failures"] += 1
             raise self._failed(f"the {self.role}'s server gave {len(choices)} choices, finish reason {reason}")
-        text = choices[0].message.content or ""
+        # Half of a surrogate pair, which JSON can hold, is in no text that tokenizers, files or servers take.
+        text = (choices[0].message.content or "").encode(errors="replace").decode()
         return ChatReply(text, self._tokens(answer, text), reason)
 
     def _tokens(self, answer: Any, text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,6 +12,8 @@ from typing import Any
 
 from atroposlib.teaching.episode import PaidLesson, Preparation
 from atroposlib.utils.plain_json import plain
+
+log = logging.getLogger(__name__)
 
 EPISODES = "episodes.jsonl"
 SUCCESSES = "successful_teaching"
@@ -22,7 +25,7 @@ MAX_SUCCESSES = 2000
 
 
 class TeachingRecords:
-    """Writes into a run's folder.
+    """Writes into a run's folder. What cannot be written is warned of and left out: the group is worth more.
 
     Args:
         folder: None writes nothing.
@@ -40,11 +43,14 @@ class TeachingRecords:
         is_chosen = self._chance.random() < self._probability
         if self._folder is None:
             return
-        if is_chosen:
-            self._append(self._folder, {**_facts(step, preparation), "lessons": [_lesson(one) for one in paid]})
-        for one in paid:
-            if one.reward >= SUCCESS_FROM and self._successes < MAX_SUCCESSES:
-                self._keep_success(self._folder, step, {**_facts(step, preparation), **_lesson(one)})
+        try:
+            if is_chosen:
+                self._append(self._folder, {**_facts(step, preparation), "lessons": [_lesson(one) for one in paid]})
+            for one in paid:
+                if one.reward >= SUCCESS_FROM and self._successes < MAX_SUCCESSES:
+                    self._keep_success(self._folder, step, {**_facts(step, preparation), **_lesson(one)})
+        except OSError as error:
+            log.warning("a group is not recorded in full in %s: %s", self._folder, error)
 
     def _append(self, folder: Path, row: dict[str, Any]) -> None:
         path = folder / EPISODES
@@ -52,12 +58,12 @@ class TeachingRecords:
         if path.exists() and path.stat().st_size >= MAX_BYTES:
             path.replace(path.with_suffix(".1.jsonl"))
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False, default=plain) + "\n")
+            file.write(json.dumps(row, default=plain) + "\n")
 
     def _keep_success(self, folder: Path, step: int, row: dict[str, Any]) -> None:
         place = folder / SUCCESSES
         place.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(row, ensure_ascii=False, indent=2, default=plain)
+        text = json.dumps(row, indent=2, default=plain)
         while True:
             self._successes += 1
             try:

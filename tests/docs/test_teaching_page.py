@@ -88,7 +88,7 @@ def test_every_option_that_the_page_names_exists() -> None:
         "save_completions_probability", "model_name", "ground_truth", "accuracy_delta", "baseline_accuracy", "student_accuracy",
         "non_degradation_rate", "completion_rate", "teaching_tokens", "teaching_efficiency_score", "diagnostic_probe",
         "generate_guidance", "compute_teaching_reward", "capability_level", "confidence_score", "identified_gaps",
-        "response_quality", "heldout_reward", "length_tokens", "has_plan", "on_topic", "probe_tokens",
+        "response_quality", "heldout_reward", "leak_rate", "length_tokens", "has_plan", "on_topic", "probe_tokens",
     }  # fmt: skip
 
     assert shown - elsewhere - set(TeacherEnvConfig.model_fields) == set()

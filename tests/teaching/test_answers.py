@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atroposlib.teaching.answers import correctness, extract_answer, gives_away, normalised, teaching_of
+from atroposlib.envs.reward_fns.leaks import gives_away, normalised
+from atroposlib.teaching.answers import correctness, extract_answer, teaching_of
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,16 @@ from atroposlib.teaching.answers import correctness, extract_answer, gives_away,
         ("<solution>Paris</solution>", "paris"),
         ("The answer is Paris. It is nice.", "paris"),
         ("Answer: 17", "17"),
+        ("The answer is 5. No, the answer is 7.", "7"),
+        ("The answer is 5.\nI am sure that the answer is correct.", "5"),
+        ("The answer is Rome. No: the answer is Paris.", "paris"),
+        ("I get 5. The answer is ", "5"),
+        ("<solution>3/4</solution>", "0.75"),
+        ("The answer is 7/2.", "7/2"),
+        ("It makes 1e5", "1e5"),
+        ("The answer is .5", "0.5"),
+        ("x = .25 of it", "0.25"),
+        ("I took 3.Then 4.", "4"),
         ("3 + 4 = 7, so she has 7 apples and 2 friends", "7"),
         ("10 - 4 = 6 and 6 * 2 = 12 of 30", "12"),
         ("Therefore, she has 15 left, out of 20 apples.", "15"),
@@ -59,6 +70,18 @@ def test_no_text_breaks_the_extraction(text: str) -> None:
         ("41", "42", 0.0),
         ("", "42", 0.0),
         (r"\boxed{0.5}", r"\frac12", 1.0),
+        ("<solution>3/4</solution>", "4", 0.0),
+        ("<solution>3/4</solution>", "0.75", 1.0),
+        ("The answer is 1/2.", "1", 0.0),
+        ("The answer is 1/2.", r"\frac{1}{2}", 1.0),
+        ("The answer is 7/2.", "3.5", 1.0),
+        ("It makes 1e5", "100000", 1.0),
+        ("It makes 1e5", "5", 0.0),
+        ("It is 0.004", "0.001", 0.0),
+        ("It is 0.001", "1e-3", 1.0),
+        ("It is 0.3333", "1/3", 1.0),
+        ("It is 0.34", "1/3", 0.0),
+        ("It is 0", "0.0", 1.0),
     ],
 )
 def test_right_and_wrong(text: str, truth: str, right: float) -> None:
@@ -89,6 +112,11 @@ def test_the_student_sees_the_teaching_and_never_the_private_thoughts(text: str,
         ("it is 1,500", "1500", True),
         ("do 50-42", "42", True),
         ("look at page 421", "42", False),
+        ("42cm of rope", "42", True),
+        ("the formula is Q42", "42", False),
+        ("Step 42: look again.\n42. Check it.", "42", False),
+        ("Step 41: write 42.", "42", True),
+        ("it is 40, or 42.5, or 3.42", "42", False),
         ("add 17 and 25", "17", False),
         ("subtract 3", "3", False),
         ("Think of Paris!", "Paris", True),
@@ -97,6 +125,8 @@ def test_the_student_sees_the_teaching_and_never_the_private_thoughts(text: str,
         ("the answer is A", "A", True),
         ("choose (a)", "A", True),
         ("", "42", False),
+        ("Use 0.004.", "0.001", False),
+        ("It is 0.001.", "0.001", True),
     ],
 )
 def test_guidance_that_states_the_answer_is_a_leak(teaching: str, truth: str, leaks: bool) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from atroposlib.errors import ConfigError
 from atroposlib.teaching.baselines import FILE, BaselineCache, StudentFingerprint
 from atroposlib.teaching.frozen_model import ChatReply
 
@@ -45,6 +48,42 @@ def test_a_file_that_is_no_cache_is_set_aside(tmp_path: Path) -> None:
 
     assert cache.get("key") == REPLIES
     assert (tmp_path / FILE).with_suffix(".broken").read_text().startswith("not a database")
+    cache.close()
+
+
+def test_a_file_that_is_held_by_another_is_no_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = BaselineCache(tmp_path / FILE)
+    cache.put("key", REPLIES)
+    cache.close()
+    monkeypatch.setattr("atroposlib.teaching.baselines.BUSY_TIMEOUT_S", 0.05)
+    with closing(sqlite3.connect(tmp_path / FILE)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ConfigError, match=r"locked.*another run_dir"):
+            BaselineCache(tmp_path / FILE)
+
+    again = BaselineCache(tmp_path / FILE)
+    assert again.get("key") == REPLIES
+    again.close()
+
+
+def test_attempts_that_cannot_be_written_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = BaselineCache(tmp_path / FILE)
+    # A file of one page more than it has is as full as a disk.
+    cache._connection.execute("PRAGMA max_page_count=1")
+    cache.put("key", [ChatReply("long " * 10_000, 5, "stop")])
+
+    assert "full" in caplog.text
+    assert cache.get("key") is None
+    cache.close()
+
+
+def test_half_a_surrogate_pair_is_kept(tmp_path: Path) -> None:
+    cache, reply = BaselineCache(tmp_path / FILE), ChatReply("it is \ud83d", 5, "stop")
+    key = STUDENT.key("2 + 2 \udc80?")
+    cache.put(key, [reply])
+
+    assert cache.get(key) == [reply]
     cache.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -190,23 +191,23 @@ async def test_several_attempts_are_averaged(stand: TeachingStand) -> None:
 # Failures are no reward
 
 
-async def test_a_student_that_fails_for_one_guidance_costs_that_member_and_pays_nothing(stand: TeachingStand) -> None:
-    stand.timeout_s = 1
+async def test_a_student_that_fails_for_one_guidance_costs_that_member_and_pays_nothing(
+    stand: TeachingStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with stand.env(min_valid_per_group=2) as env:
-        served, broken = stand.student._answer, []
+        ask, failed = env.student.reply, list[str]()
 
-        async def failing(method: str, path: str, body: dict[str, Any]) -> Any:
-            text = str(body.get("messages"))
-            if TAUGHT in text and (text in broken or not broken):
-                broken.append(text)
-                return 500, {"error": "broken"}
-            return await served(method, path, body)
+        async def failing(prompt: str, sampling: Sampling) -> ChatReply:
+            if prompt.startswith(TAUGHT) and not failed:
+                failed.append(prompt)
+                raise StudentFailedError("down")
+            return await ask(prompt, sampling)
 
-        stand.student._answer = failing  # type: ignore[method-assign]
+        monkeypatch.setattr(env.student, "reply", failing)
         group = await a_group(env)
 
-    assert broken
-    assert 0 < len(group["tokens"]) < 4
+    assert failed
+    assert len(group["tokens"]) == 3
     assert len({len(group[name]) for name in ("tokens", "masks", "scores", "overrides", "messages")}) == 1
 
 
@@ -220,29 +221,30 @@ async def test_a_dead_student_is_no_group(stand: TeachingStand) -> None:
     assert stand.teacher.requests == []
 
 
-async def test_a_student_that_dies_after_the_probe_is_no_group(stand: TeachingStand) -> None:
-    stand.timeout_s = 1
+async def test_a_student_that_dies_after_the_probe_is_no_group(
+    stand: TeachingStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with stand.env() as env:
-        await a_group(env)
-        served = stand.student._answer
+        ask = env.student.reply
 
-        async def failing(method: str, path: str, body: dict[str, Any]) -> Any:
-            return (500, {}) if TAUGHT in str(body.get("messages")) else await served(method, path, body)
+        async def failing(prompt: str, sampling: Sampling) -> ChatReply:
+            if prompt.startswith(TAUGHT):
+                raise StudentFailedError("down")
+            return await ask(prompt, sampling)
 
-        stand.student._answer = failing  # type: ignore[method-assign]
+        monkeypatch.setattr(env.student, "reply", failing)
         with pytest.raises(RolloutError, match="0 of 4 guidances could be paid"):
             await env.collect_trajectories(ITEM)
-        await env.wandb_log()
         metrics = env.teaching_metrics.take()
 
-    assert metrics == {}
+    assert metrics == {"teaching/dropped_too_few_valid": 1.0}
 
 
 async def test_incomplete_baselines_are_used_and_not_kept(
     stand: TeachingStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stand.env(num_baseline_samples=3) as env:
-        ask, failed = env.student.reply, []
+        ask, failed = env.student.reply, list[str]()
 
         async def failing(prompt: str, sampling: Sampling) -> ChatReply:
             if prompt.startswith(BASELINE) and not failed:
@@ -456,6 +458,48 @@ async def test_guidance_that_worked_is_kept(stand: TeachingStand, tmp_path: Path
     } <= kept.keys()
 
 
+async def test_a_group_that_cannot_be_recorded_is_a_group(
+    stand: TeachingStand, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "episodes.jsonl").mkdir()
+    async with stand.env(run_dir=tmp_path, logging_prob=1.0) as env:
+        group = await a_group(env)
+
+    assert len(group["scores"]) == 4
+    assert "not recorded in full" in caplog.text
+
+
+async def test_half_a_surrogate_pair_in_a_reply_costs_nothing(
+    stand: TeachingStand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stand.env(run_dir=tmp_path, logging_prob=1.0) as env:
+        ask = env.student.server.chat_completion
+
+        async def torn(**arguments: Any) -> Any:
+            answer = await ask(**arguments)
+            message = answer.choices[0].message
+            message.content = f"{message.content} \ud83d"
+            return answer
+
+        monkeypatch.setattr(env.student.server, "chat_completion", torn)
+        group = await a_group(env)
+
+    [episode] = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    assert episode["approach"] == "First add 20 and 22. ?"
+    assert group["scores"][0] > 0
+
+
+async def test_half_a_surrogate_pair_in_a_record_is_written(stand: TeachingStand, tmp_path: Path) -> None:
+    item = TeachingItem(ITEM.question, "42", source_id="\ud83d")
+    async with stand.env(run_dir=tmp_path, logging_prob=1.0) as env:
+        await a_group(env, item)
+
+    [episode] = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    kept = [json.loads(path.read_text()) for path in (tmp_path / "successful_teaching").glob("*.json")]
+    assert {one["source_id"] for one in (episode, *kept)} == {"\ud83d"}
+    assert len(kept) == 2
+
+
 # Evaluation
 
 
@@ -472,6 +516,16 @@ async def test_evaluation_is_greedy_and_tells_what_teaching_changes(stand: Teach
     assert {request["sampling_params"]["temperature"] for request in stand.teacher.requests} == {0.0}
     [report] = [json.loads((tmp_path / "metrics.json").read_text())]
     assert report["results"]["all"]["accuracy_delta"] == 1.0
+
+
+async def test_a_teacher_that_gives_answers_away_gains_nothing(stand: TeachingStand, tmp_path: Path) -> None:
+    stand.teacher.policy = teacher_replies("Say 42.")
+    stand.student.policy = student_replies(taught=lambda _: "42")
+    async with stand.env(data=a_data_set(tmp_path).model_dump()) as env:
+        await env.setup()
+        metrics = await env.evaluate()
+
+    assert (metrics["accuracy_delta"], metrics["leak_rate"], metrics["heldout_reward"]) == (1.0, 1.0, 0.0)
 
 
 async def test_items_come_in_an_order_that_the_seed_decides(stand: TeachingStand, tmp_path: Path) -> None:
@@ -542,9 +596,10 @@ async def test_guidance_refuses_bad_arguments(stand: TeachingStand) -> None:
 
 
 async def test_servers_that_fail_are_a_runtime_error_with_its_cause(stand: TeachingStand) -> None:
-    stand.timeout_s = 1
     async with stand.env() as env:
         diagnosis = await env.diagnostic_probe("task")
+        for manager in (env.server, env.student.server):
+            manager.servers[0].config.timeout = 1
         stand.teacher.faults.refuse = stand.student.faults.refuse = 10_000
         with pytest.raises(RuntimeError, match="student") as probing:
             await env.diagnostic_probe("task")
@@ -570,7 +625,33 @@ async def test_the_reward_of_the_environment_is_that_of_its_options(stand: Teach
             env.compute_teaching_reward("0.8", 0.6, 120)  # type: ignore[arg-type]
 
 
-# Construction
+# Construction, the end
+
+
+async def test_a_server_that_fails_to_close_leaves_nothing_else_open(
+    stand: TeachingStand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing() -> None:
+        raise OSError("cannot close")
+
+    async with stand.env(run_dir=tmp_path, use_reference_teacher_model=True) as env:
+        closed: list[bool] = []
+        reference = env.reference
+        assert reference is not None
+        close = reference.server.close
+
+        async def noted() -> None:
+            closed.append(True)
+            await close()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(env.student.server, "close", failing)
+            patched.setattr(reference.server, "close", noted)
+            with pytest.raises(OSError, match="cannot close"):
+                await env.aclose()
+        assert closed == [True]
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            env.protocol.cache.get("key")
 
 
 async def test_without_a_student_it_does_not_start(stand: TeachingStand) -> None:

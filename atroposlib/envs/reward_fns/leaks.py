@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from atroposlib.envs.reward_fns.answers import gold_answer
 from atroposlib.envs.reward_fns.plain_math import number
 
-NUMBER_TEXT = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
-_NUMBER = re.compile(NUMBER_TEXT)
-_SEPARATE_NUMBER = re.compile(rf"(?<![\w.]){NUMBER_TEXT}")
+_NUMBER_TEXT = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+_NUMBER = re.compile(_NUMBER_TEXT)
+_SEPARATE_NUMBER = re.compile(rf"(?<![\w.]){_NUMBER_TEXT}")
 """Not the digits of a name such as H2O."""
 _NUMBERING = re.compile(r"\b(?:step|part|hint|rule|point)\s*\d+\b|^\s*\d+[.):](?=\s)", re.I | re.M)
 """Numbers that count the guidance's own points."""
@@ -39,12 +40,17 @@ def states(text: str, answer: str) -> bool:
 
 
 def normalised(answer: str) -> str:
-    """Numbers without separators, whole ones without decimals and others with two; text in lower case, spaces squeezed."""
-    bare = answer.strip().strip("$. \n")
+    """Numbers without separators, whole ones without decimals; text in lower case, spaces squeezed.
+
+    Other numbers have two decimals; below 1, four significant digits.
+    """
+    bare = answer.strip().rstrip("$. \n").lstrip("$ \n")
     value = number(bare.replace(",", "")) if _NUMBER.fullmatch(bare) else None
     if value is None:
         return " ".join(bare.lower().split())
-    return str(int(value)) if value == int(value) else f"{value:.2f}"
+    if value == int(value):
+        return str(int(value))
+    return f"{value:.2f}" if abs(value) >= 1 else format(Decimal(f"{value:.4g}"), "f")
 
 
 def _numbers(text: str) -> list[str]:
