@@ -131,6 +131,8 @@ def mismatch(group: Group) -> str | None:
         return f"policy_versions cover {int(group.policy_versions[:, 1].sum())} of {t} tokens"
     if group.finish_reasons and len(group.finish_reasons) != n:
         return f"{len(group.finish_reasons)} finish_reasons for {n} sequences"
+    if group.overrides and len(group.overrides) < n:
+        return f"{len(group.overrides)} overrides for {n} sequences"
     ids, logprobs = group.distill_token_ids, group.distill_logprobs
     if ids is not None and logprobs is not None and ids.shape != logprobs.shape:
         return f"{logprobs.shape[1]} distill_logprobs a token for {ids.shape[1]} distill_token_ids"

@@ -80,7 +80,11 @@ class BatchStream:
         async def connected() -> Client:
             return connect()
 
-        self._client = asyncio.run_coroutine_threadsafe(connected(), self._loop).result()
+        try:
+            self._client = asyncio.run_coroutine_threadsafe(connected(), self._loop).result()
+        except BaseException:
+            self._end_thread()
+            raise
 
     def open_run(self, request: RunRequest) -> RunInfo:
         """Open the run, or take it over (rank 0)."""
@@ -148,9 +152,12 @@ class BatchStream:
 
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(finish(), self._loop).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+            self._end_thread()
+
+    def _end_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def _joined(self) -> int:
         if self._session is None:

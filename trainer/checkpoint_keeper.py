@@ -50,6 +50,8 @@ class CheckpointKeeper:
         """
         folder = self._config.checkpoints_dir / f"checkpoint-{step}"
         is_writer = self._config.should_save
+        if is_writer:
+            checkpoints.clear_after(folder.parent, self.saved_step)
         self._failure = checkpoints.lack_of_room(self._config.checkpoints_dir) if is_writer else None
         if not self.is_well():
             return self._gave_up(folder)
@@ -65,6 +67,16 @@ class CheckpointKeeper:
             return self._gave_up(folder)
         self.saved_step = step
         return True
+
+    def rotate(self, best: str | None = None) -> None:
+        """Remove the oldest checkpoints beyond save_total_limit. To be called when the newest is whole.
+
+        Args:
+            best: folder of the one that stays besides.
+        """
+        limit = self._config.save_total_limit
+        if limit is not None and self._config.should_save:
+            checkpoints.rotate(self._config.checkpoints_dir, limit=limit, best=Path(best).name if best else None)
 
     def save_final(self, write: Callable[[Path], None]) -> Path:
         """The folder of the final model. It appears when it is whole.
@@ -91,13 +103,18 @@ class CheckpointKeeper:
         return folder
 
     def part(self, write: Callable[[], None]) -> None:
-        """Do a piece of the writing. A disk's failure is remembered, not raised: the other ranks may wait in what follows."""
+        """Do a piece of the writing, unless one has failed before.
+
+        A disk's failure is remembered, not raised: the other ranks may wait in what follows.
+        """
+        if self._failure is not None:
+            return
         try:
             write()
         except Exception as error:
             if not checkpoints.is_write_failure(error):
                 raise
-            self._failure = self._failure or f"{type(error).__name__}: {error}".splitlines()[0]
+            self._failure = f"{type(error).__name__}: {error}".splitlines()[0]
 
     def is_well(self) -> bool:
         """Whether no rank has failed at this checkpoint so far. Every rank asks at the same point."""

@@ -96,6 +96,26 @@ def clear(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def clear_after(output_dir: Path, step: int) -> None:
+    """Remove what stands after the newest whole checkpoint, which is after `step` steps: none of it is whole."""
+    for number, folder in _folders(output_dir):
+        if number > step:
+            clear(folder)
+
+
+def rotate(output_dir: Path, *, limit: int, best: str | None = None) -> None:
+    """Remove the oldest checkpoints, all but `limit`.
+
+    Args:
+        limit: at least 2.
+        best: name of the folder that stays, besides the newest.
+    """
+    folders = [folder for _, folder in sorted(_folders(output_dir))]
+    spare = [folder for folder in folders[:-1] if folder.name != best]
+    for folder in spare[: max(0, len(folders) - limit)]:
+        clear(folder)
+
+
 def put_in_place(written: Path, folder: Path) -> None:
     """Make a finished folder appear under its name, in the place of an older one."""
     clear(folder)
@@ -110,12 +130,12 @@ def is_write_failure(error: BaseException) -> bool:
 
 
 def lack_of_room(output_dir: Path) -> str | None:
-    """Why no checkpoint of the size of the last one fits on the disk; None where one does, or none is there to tell."""
+    """Why no checkpoint as large as the largest one fits on the disk; None where one does, or none is there to tell."""
     sizes = [sum(facts["files"].values()) for _, folder in _folders(output_dir) if (facts := _facts(folder))]
     free = shutil.disk_usage(output_dir).free if sizes else 0
     if not sizes or free >= max(sizes):
         return None
-    return f"{free / 2**20:.0f} MiB are free in {output_dir}, the last one took {max(sizes) / 2**20:.0f} MiB"
+    return f"{free / 2**20:.0f} MiB are free in {output_dir}, the largest one took {max(sizes) / 2**20:.0f} MiB"
 
 
 def follow_umask(folder: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from atroposlib.errors import ConfigError
 from atroposlib.wire.models import LatePolicy
-from trainer import config_checks, config_fingerprint, config_values, deepspeed_presets, kernels, quantization
+from trainer import config_checks, config_values, deepspeed_presets, kernels, quantization
 from trainer.advantages import AdvantageScale
 from trainer.batch_resolver import resolve_batch
 from trainer.losses.aggregation import LossAggregation
@@ -251,11 +251,6 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     def sends_adapter(self) -> bool:
         """Whether engines get the adapter alone, not whole weights."""
         return self.use_peft and self.weight_sync.transport in ("auto", "lora")
-
-    @property
-    def fingerprint(self) -> str:
-        """One hash of the options that change what is learnt: see config_fingerprint."""
-        return config_fingerprint.fingerprint(config_fingerprint.learning_options(self))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for the sinks of report_to."""

@@ -132,8 +132,20 @@ def check_places(config: GRPOConfig) -> None:
             raise ConfigError(
                 f"inference_servers: {url!r} should be a base URL such as http://127.0.0.1:8001, without /v1"
             )
-    for name in ("model_name_or_path", "ref_model_name_or_path", "tokenizer_name_or_path"):
-        folder = getattr(config, name)
+    check_sources(config, ("model_name_or_path", "ref_model_name_or_path", "tokenizer_name_or_path"))
+
+
+def check_sources(config: Any, names: Sequence[str]) -> None:
+    """Models and tokenizers that look like folders exist; the Hub knows where to.
+
+    Args:
+        config: of any method.
+        names: of the options; those that it does not have are passed over.
+    Raises:
+        ConfigError: the first problem.
+    """
+    for name in names:
+        folder = getattr(config, name, None)
         if folder and _looks_like_path(folder) and not Path(folder).expanduser().is_dir():
             raise ConfigError(
                 f"{name}={folder!r} does not exist (looked in {Path.cwd()})\n"

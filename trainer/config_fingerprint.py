@@ -1,11 +1,10 @@
-"""The options of a configuration that change what is learnt, and one hash of them. No torch.
+"""The options of a configuration that change what is learnt. No torch.
 
 A checkpoint keeps them, so that a run that goes on with others can say which.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -34,7 +33,10 @@ NOT_LEARNT = frozenset(
 )  # fmt: skip
 """Places, addresses, logging, evaluation, and how the same sums are cut into passes."""
 
-_SECRETS = {"db_url"}
+
+def is_secret(name: str) -> bool:
+    """Whether an option holds what no file, log or sink may show, by the end of its name."""
+    return name == "token" or name.endswith(("_token", "db_url"))
 
 
 def learning_options(config: Any) -> dict[str, Any]:
@@ -58,16 +60,6 @@ def learning_options(config: Any) -> dict[str, Any]:
     return found
 
 
-def fingerprint(options: Mapping[str, Any]) -> str:
-    """sha256 over options, in hexadecimal.
-
-    Args:
-        options: from learning_options.
-    """
-    text = json.dumps(options, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs, as `key: value now (was value then)`; keys that only one of both knows are left out.
 
@@ -86,11 +78,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return _plain(value.model_dump(mode="json", exclude=_SECRETS))
+        return _plain(value.model_dump(mode="json"))
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain({name: item for name, item in asdict(value).items() if name not in _SECRETS})
+        return _plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items() if key not in _SECRETS}
+        return {str(key): _plain(item) for key, item in value.items() if not is_secret(str(key))}
     if isinstance(value, list | tuple | set | frozenset):
         items = [_plain(item) for item in value]
         return sorted(items, key=str) if isinstance(value, set | frozenset) else items

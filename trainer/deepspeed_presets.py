@@ -121,9 +121,9 @@ def check_clipping(config: Mapping[str, Any], max_grad_norm: float) -> None:
         )
 
 
-def zero_stage(config: dict[str, Any]) -> int:
-    """The ZeRO stage of a configuration."""
-    return int((config.get("zero_optimization") or {}).get("stage", 0))
+def zero_stage(config: Any) -> int:
+    """The ZeRO stage of a resolved configuration; 0 where there is none."""
+    return int((config.get("zero_optimization") or {}).get("stage", 0)) if isinstance(config, dict) else 0
 
 
 def name_accelerator(*, has_accelerator: bool) -> None:

@@ -72,7 +72,8 @@ class UnusableBatchError(TrainerError):
 
     def __init__(self, step: int, reason: str) -> None:
         super().__init__(
-            f"step {step}: not one group of the batch can be used. {reason}; look for what its environment computes"
+            f"step {step}: not one group of the batch can be used. {reason}. The same batch would come again: mend what its "
+            "environment computes, and give a new run_name"
         )
 
 

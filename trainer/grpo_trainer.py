@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, set_seed
 
 from atroposlib.errors import ConfigError, ServerUnreachableError
-from trainer import deepspeed_presets, engine_link, run_setup
+from trainer import deepspeed_presets, engine_link, kernels, run_setup
 from trainer.agreement import agreed, together
 from trainer.batch_checks import checked
 from trainer.batch_stream import Client
@@ -165,6 +166,8 @@ class GRPOTrainer(PackedTrainer):
         """
         if self.local is None:
             return self._train()
+        # A second train() is not stopped by what stopped the first.
+        self._stop_reason = None
         with self.local.around(self):
             return self._train()
 
@@ -179,23 +182,34 @@ class GRPOTrainer(PackedTrainer):
             decode=self._decode(),
         )
         try:
-            output = super().train(resume_from_checkpoint=str(self._resumed_from) if self._resumed_from else None)
+            with ExitStack() as self._hidden:
+                self._hidden.enter_context(kernels.hidden_from_transformers(self.args))
+                output = super().train(resume_from_checkpoint=str(self._resumed_from) if self._resumed_from else None)
             self._finish()
             return output
         except (ServerUnreachableError, RankError) as error:
             if self._stop_reason is None:
                 raise
             log.warning("stopped by %s: %s", self._stop_reason, error)
+            self._save_uncommitted()
             return None
         finally:
             self._run.close()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # Sinks are told what is trained with.
+        self._hidden.close()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def _decode(self) -> Decode | None:
         tokenizer = self.processing_class if self.processing_class is not None else self._saver.tokenizer
         return getattr(tokenizer, "decode", None)
 
     def request_stop(self, reason: str) -> None:
-        """End after the step under way, with a checkpoint. Safe to call from a signal handler."""
+        """End after the step under way, with a checkpoint. Safe to call from a signal handler.
+
+        Where several ranks train and the rollout server does not answer, the last checkpoint is the one before.
+        """
         self._stop_reason = reason
 
     def begin(self) -> None:
@@ -360,6 +374,10 @@ class GRPOTrainer(PackedTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A whole checkpoint, which the server is told of; or none, and the run goes on."""
+        if self._write_checkpoint(model, trial):
+            self._commit(self.state.global_step)
+
+    def _write_checkpoint(self, model: Any, trial: Any) -> bool:
         step = self.state.global_step
 
         def write(folder: Path) -> None:
@@ -367,8 +385,17 @@ class GRPOTrainer(PackedTrainer):
             if self.args.sync_ref_model and isinstance(self._reference, OwnCopy):
                 self._reference.save(folder, is_writer=self.args.should_save)
 
-        if self._keeper.save(step, write):
-            self._commit(step)
+        if not self._keeper.save(step, write):
+            return False
+        self._keeper.rotate()
+        return True
+
+    def _save_uncommitted(self) -> None:
+        """What a server that does not answer cannot be told of: a run that goes on tells it."""
+        is_new = self.state.global_step > self._keeper.saved_step
+        # Other ranks may be at another point.
+        if is_new and self.args.world_size == 1 and self.args.save_strategy != "no":
+            self._write_checkpoint(self.model_wrapped, trial=None)
 
     def _commit(self, step: int) -> None:
         together(lambda: self._run.commit(step), ranks=self.args.world_size)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from atroposlib.errors import ConfigError
@@ -50,6 +51,16 @@ def use_kernels(lm: Any, config: GRPOConfig) -> None:
     """
     if config.use_liger_kernel:
         apply_liger(lm, config.liger_kernel_config or {})
+
+
+@contextmanager
+def hidden_from_transformers(config: GRPOConfig) -> Iterator[None]:
+    """Between two points of its training: the kernels are in place, and it would put them into our wrapper, in vain."""
+    is_wanted, config.use_liger_kernel = config.use_liger_kernel, False
+    try:
+        yield
+    finally:
+        config.use_liger_kernel = is_wanted
 
 
 def apply_liger(lm: Any, chosen: Mapping[str, bool]) -> None:

@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import TrainerError
+
 
 class JsonLines:
-    """A file of one JSON object a line. A line is on disk when `append` returns."""
+    """A file of one JSON object a line. A line is on disk when `append` returns.
+
+    Raises:
+        TrainerError: it cannot be written; so does append.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_cut_short = _ends_within_a_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        with _told_of(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_cut_short = _ends_within_a_line(path)
+            self._file = path.open("a", encoding="utf-8")
         if is_cut_short:
             # By a kill, or a disk that was full: the next line must not become part of it.
             self._file.write("\n")
@@ -27,13 +36,27 @@ class JsonLines:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
         }
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _told_of(self._path):
+            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. What could not be written has been told of."""
+        with suppress(OSError):
+            self._file.close()
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Turn a disk's failure into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainerError(
+            f"{path} cannot be written: {error.strerror or error}; the run keeps no record without it. Mend that (free space, "
+            "or allow writing) and give the same command again: it goes on from the newest checkpoint"
+        ) from error
 
 
 def _ends_within_a_line(path: Path) -> bool:

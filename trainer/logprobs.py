@@ -138,4 +138,5 @@ def hidden_at(
         attention_mask=attention.packed_mask(lm, segments_1T, prefixes_1T),
         use_cache=False,
     ).last_hidden_state
-    return cast("Tensor", hidden_1TH[0, target_positions_M])
+    # A model that is spread over devices ends on its last one.
+    return cast("Tensor", hidden_1TH[0, target_positions_M.to(hidden_1TH.device)])

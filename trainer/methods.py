@@ -104,15 +104,18 @@ def method_of(config: Any) -> Method:
     return next(method for method in METHODS.values() if _is_of(config, method.config))
 
 
-def check_required(config: Any) -> None:
+def check_required(config: Any, *keys: str) -> None:
     """A configuration that was composed names what to load. One that is made in memory may do without.
 
+    Args:
+        keys: to look at; all that the method requires, if none.
     Raises:
         ConfigError: names the first that is missing.
     """
-    for key, what in method_of(config).required.items():
+    required = method_of(config).required
+    for key in keys or required:
         if not getattr(config, key):
-            raise ConfigError(f"{key} is missing; give {what}, e.g. {key}=models/NAME")
+            raise ConfigError(f"{key} is missing; give {required[key]}, e.g. {key}=models/NAME")
 
 
 def takers(key: str) -> list[str]:

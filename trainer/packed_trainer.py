@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import Trainer
 
 from trainer import checkpoints
 from trainer.checkpoint_keeper import CheckpointKeeper
+from trainer.deepspeed_saving import meeting_in_spite_of_failures
 from trainer.logprobs import PackedPolicy
 from trainer.lora import load_adapter
 from trainer.micro_batch import RankShare
@@ -52,8 +54,23 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         # Of one mind: in DeepSpeed's part of the writing the ranks wait for each other.
-        if self._keeper.is_well():
+        if not self._keeper.is_well():
+            return
+        with self._deepspeed_that_meets():
             self._keeper.part(lambda: super(PackedTrainer, self)._save_optimizer_and_scheduler(output_dir))
+
+    def _deepspeed_that_meets(self) -> AbstractContextManager[None]:
+        if not self.is_deepspeed_enabled:
+            return nullcontext()
+        return meeting_in_spite_of_failures(self.model_wrapped, self._keeper.part)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # transformers would remove older checkpoints before this one is known to be whole: the keeper rotates.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
 
     def init_hf_repo(self, token: str | None = None) -> None:
         """Nothing at start: the final model is uploaded once it is on disk, see hub."""

@@ -79,6 +79,20 @@ def build_policy(lm: Any, *, logprob_chunk_size: int, lora: LoraOptions | None =
     return policy
 
 
+def positions_of(text_config: Any) -> int | None:
+    """Positions that a model can tell apart; None where its configuration does not say.
+
+    Some kinds of scaled rotary embeddings (RoPE) reach beyond max_position_embeddings, others are counted in it already.
+    """
+    positions = int(getattr(text_config, "max_position_embeddings", None) or 0)
+    scaling = getattr(text_config, "rope_parameters", None) or {}
+    if scaling.get("rope_type") in ("llama3", "longrope"):
+        return positions or None
+    # What was scaled is the length of the first training, where the configuration names it.
+    unscaled = scaling.get("original_max_position_embeddings") or positions
+    return max(positions, int(unscaled * float(scaling.get("factor") or 1.0))) or None
+
+
 def prepare_partitioned(policy: PackedPolicy, device: torch.device) -> None:
     """Make a policy that ZeRO-3 has split ready for passes that differ from rank to rank. Every rank calls this.
 

@@ -29,7 +29,7 @@ def check(config: GRPOConfig) -> None:
             f"weight_sync.transport={config.weight_sync.transport} sends whole weights, and engines could not be given those "
             "that load_in_4bit rounds: give weight_sync.transport=lora, or leave load_in_4bit"
         )
-    if isinstance(config.deepspeed, dict) and zero_stage(config.deepspeed) == 3:
+    if zero_stage(config.deepspeed) == 3:
         raise ConfigError("deepspeed stage 3 cannot split weights in 4 bits: give zero2, or leave load_in_4bit")
     if config.use_cpu:
         # One pass without gradients, and bitsandbytes lays the weights out anew for inference: gradients then end there.
@@ -38,6 +38,19 @@ def check(config: GRPOConfig) -> None:
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("load_in_4bit needs a package that is not installed: pip install bitsandbytes")
+
+
+def check_in_memory(config: GRPOConfig, model: Any) -> None:
+    """A model that comes in memory has its 4 bits already.
+
+    Raises:
+        ConfigError: load_in_4bit, and it has not.
+    """
+    if config.load_in_4bit and not getattr(model, "is_loaded_in_4bit", False):
+        raise ConfigError(
+            "load_in_4bit rounds weights as they are loaded, and this model is in memory: give its name instead, or load it "
+            "with quantization_config=BitsAndBytesConfig(load_in_4bit=True)"
+        )
 
 
 def quantization_of(config: GRPOConfig) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from atroposlib.wire.models import RunRequest
 from trainer.batch_checks import BatchLimits, CheckedBatch
 from trainer.batch_stream import Client
 from trainer.config import GRPOConfig
+from trainer.kernels import use_kernels
 from trainer.logprobs import PackedPolicy
 from trainer.lora import options_of
 from trainer.micro_batch import RankShare, share_of_rank
-from trainer.policy_model import PolicySaver, build_policy, load_policy
+from trainer.policy_model import PolicySaver, build_policy, load_policy, positions_of
+from trainer.quantization import check_in_memory, quantization_of
 from trainer.step_batch import StepBatch, build_step_batch
 from trainer.step_loss import LossRule
 
@@ -49,9 +52,15 @@ def resolve_config(config: GRPOConfig | None, args: GRPOConfig | None, model: An
 
 
 def policy_of(config: GRPOConfig, model: Any) -> PackedPolicy:
-    """The policy to train: from memory, or the one that the configuration names."""
+    """The policy to train: from memory, or the one that the configuration names.
+
+    Raises:
+        ConfigError: it cannot be trained here, or an option asks for what can only be done while it is loaded.
+    """
     if isinstance(model, str) or model is None:
         return load_named(config, config.model_name_or_path, is_trained=True)
+    check_in_memory(config, model)
+    use_kernels(model, config)
     return build_policy(model, logprob_chunk_size=config.logprob_chunk_size, lora=options_of(config))
 
 
@@ -68,6 +77,8 @@ def load_named(config: GRPOConfig, name: str, *, is_trained: bool) -> PackedPoli
         trust_remote_code=config.trust_remote_code,
         logprob_chunk_size=config.logprob_chunk_size,
         lora=options_of(config) if is_trained else None,
+        quantization=quantization_of(config),
+        prepare=partial(use_kernels, config=config),
     )
 
 
@@ -112,21 +123,10 @@ def batch_limits(config: GRPOConfig, policy: PackedPolicy) -> BatchLimits:
     text = policy.config.get_text_config()
     return BatchLimits(
         vocabulary=text.vocab_size,
-        context=_context(text),
+        context=positions_of(text),
         pass_tokens=config.max_tokens_per_micro_batch,
         needs_inference_logprobs=config.correction != "none",
     )
-
-
-def _context(text: Any) -> int | None:
-    """Positions that a model has; None where its configuration does not say."""
-    positions = getattr(text, "max_position_embeddings", None)
-    if not positions:
-        return None
-    # Scaled positions go further than what the model was first trained with, and some configurations count them already.
-    scaling = getattr(text, "rope_parameters", None) or {}
-    factor = scaling.get("factor") if isinstance(scaling, dict) else None
-    return int(positions * max(1.0, float(factor or 1.0)))
 
 
 def step_batch(config: GRPOConfig, step: int, found: CheckedBatch) -> StepBatch:

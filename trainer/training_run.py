@@ -15,7 +15,7 @@ import torch
 from atroposlib.errors import AtroposError
 from atroposlib.wire.columns import Group
 from atroposlib.wire.models import RunInfo
-from trainer import cli, engine_link, run_setup
+from trainer import engine_link, resolved_config, run_setup
 from trainer.batch_stream import BatchStream, Client
 from trainer.completions_table import Decode
 from trainer.config import GRPOConfig
@@ -200,7 +200,7 @@ def _open_writers(config: GRPOConfig, opened: ExitStack, *, start_step: int, dec
     opened.callback(metrics.close)
     ledger = TrainerLedger(folder)
     opened.callback(ledger.close)
-    cli.keep(config)
+    resolved_config.keep(config)
     return _Writers(metrics, ledger, watch)
 
 

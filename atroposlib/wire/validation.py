@@ -38,6 +38,10 @@ def validate(header: GroupHeader, columns: Columns) -> None:
             raise GroupFormatError(
                 f"finish_reasons has {len(header.finish_reasons)} entries, expected one for each of {n} sequences"
             )
+        if header.overrides and len(header.overrides) < n:
+            raise GroupFormatError(
+                f"overrides has {len(header.overrides)} entries, expected one for each of {n} sequences"
+            )
     except GroupFormatError as error:
         raise GroupFormatError(f"group {header.group_id[:MAX_ID_CHARACTERS]!r}: {error}") from None
 

@@ -165,7 +165,7 @@ OWNED = [
     Elsewhere(20, "dataset_path", DataConfig, "a.jsonl", 3, "not a valid path"),
     Elsewhere(21, "loader", DataConfig, "runtime_traces", "nobody", "there is no loader 'nobody'"),
     Elsewhere(22, "train_split", DataConfig, "train", 3, "valid string"),
-    Elsewhere(22, "val_split", DataConfig, "validation", "validation", "both say", {"eval_split_ratio": 0.1}),
+    Elsewhere(22, "val_split", DataConfig, "validation", "validation", "both say", {"eval_split_ratio": 0.2}),
     Elsewhere(23, "keep_columns", DataConfig, ["prompt"], "prompt", "valid tuple"),
     Elsewhere(54, "max_prompt_length", TeacherEnvConfig, 1024, 0, "greater than or equal to 1"),
     Elsewhere(88, "max_probe_tokens", TeacherEnvConfig, 50, 5000, "must not exceed max_completion_length"),

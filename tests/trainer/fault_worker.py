@@ -1,7 +1,7 @@
 """One rank of a run with troubles: `python fault_worker.py OUT_DIR key=value ...`, under torchrun or alone.
 
 Besides options of the trainer: poisoned_step=N has advantages too large for float32, level_step=N equal rewards,
-starved_rank=R gets no batch, full_disk_step=N lets rank 0 write no weights after that step. OUT_DIR/versions.pt has the
+starved_rank=R gets no batch, full_disk_step=N lets rank 0 write no file over full_disk_bytes=B after that step. OUT_DIR/versions.pt has the
 weights of each version that was published.
 """
 
@@ -49,9 +49,9 @@ def groups_of(step: int, *, poisoned_step: int | None, level_step: int | None) -
     return groups
 
 
-def _fill_disk(*, is_full: bool) -> None:
+def _fill_disk(size_bytes: int, *, is_full: bool) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000 if is_full else hard, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes if is_full else hard, hard))
 
 
 def main() -> int:
@@ -65,7 +65,8 @@ def main() -> int:
     )
     server.session = 1 if rank > 0 else 0  # each rank has a fake of its own; rank 0 opens session 1
     full_disk_step = values.pop("full_disk_step", None)
-    server.on_lease = lambda step: _fill_disk(is_full=step == full_disk_step) if rank == 0 else None
+    full_disk_bytes = values.pop("full_disk_bytes", 0)
+    server.on_lease = lambda step: _fill_disk(full_disk_bytes, is_full=step == full_disk_step) if rank == 0 else None
     publisher = RememberingPublisher()
     trainer = GRPOTrainer(
         a_config(Path(out_dir), **values), model=tiny_llama(), connect=server.client, publisher=publisher

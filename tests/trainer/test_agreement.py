@@ -72,10 +72,11 @@ def test_a_rank_without_a_batch_leaves_no_other_hanging(tmp_path: Path) -> None:
     assert f"rank 0 ends: rank 1 cannot go on, and all ranks stop together: {reason}" in done.stderr
 
 
-def test_a_full_disk_of_one_rank_costs_all_ranks_that_checkpoint_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size_bytes", [12_000, 30_000], ids=["weights", "deepspeed"])
+def test_a_full_disk_of_one_rank_costs_all_ranks_that_checkpoint_alone(tmp_path: Path, size_bytes: int) -> None:
     options = ["save_strategy=steps", "save_steps=1", "prefetch=0", "max_steps=3"]
 
-    done = start(tmp_path, "deepspeed=zero2", "full_disk_step=1", *options, ranks=2)
+    done = start(tmp_path, "deepspeed=zero2", "full_disk_step=1", f"full_disk_bytes={size_bytes}", *options, ranks=2)
 
     assert done.returncode == 0, done.stderr
     assert sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-1", "checkpoint-3"]

@@ -95,9 +95,10 @@ def with_column(name: str, value: Any) -> Group:
         (with_column("cu_seqlens", np.array([0, 0, 9], dtype=np.int32)), "cu_seqlens must rise from 0 to 9"),
         (with_column("policy_versions", np.array([[0, 5]], dtype=np.int32)), "policy_versions cover 5 of 9 tokens"),
         (with_column("finish_reasons", ("stop",)), "1 finish_reasons for 2 sequences"),
+        (with_column("overrides", [{"sft": True}]), "1 overrides for 2 sequences"),
         (with_column("scores", np.array([0.0, np.inf])), "sequence 1 has the score inf"),
     ],
-    ids=["mask", "advantages", "scores", "short", "empty", "versions", "reasons", "infinite"],
+    ids=["mask", "advantages", "scores", "short", "empty", "versions", "reasons", "overrides", "infinite"],
 )
 def test_a_group_whose_columns_contradict_each_other_is_left_out(group: Group, reason: str) -> None:
     sound = a_group("sound")

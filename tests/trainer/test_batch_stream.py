@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from atroposlib.client import RolloutClient
-from atroposlib.errors import FencedError, NoBatchError, StepError
+from atroposlib.errors import ConfigError, FencedError, NoBatchError, StepError
 from atroposlib.wire.columns import encode_group
 from atroposlib.wire.models import RunInfo, RunRequest
 from tests.trainer.fakes import FakeRolloutServer, random_groups
@@ -39,6 +39,16 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
     return condition()
+
+
+def test_a_client_that_cannot_be_made_leaves_no_thread() -> None:
+    def connect() -> Any:
+        raise ConfigError("rollout_server_url is no address")
+
+    with pytest.raises(ConfigError, match="no address"):
+        BatchStream(connect, last_step=3)
+
+    assert "batch-stream" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_batches_come_in_order_and_each_is_leased_once() -> None:

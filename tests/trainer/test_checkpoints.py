@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 from collections import namedtuple
@@ -87,6 +88,24 @@ def test_an_earlier_attempt_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_the_oldest_go_and_the_newest_and_the_best_stay(tmp_path: Path) -> None:
+    for step in (2, 4, 10, 20):
+        a_checkpoint(tmp_path, step)
+
+    checkpoints.rotate(tmp_path, limit=2, best="checkpoint-4")
+
+    assert {folder.name for folder in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-20"}
+
+
+def test_what_stands_after_the_newest_whole_one_is_removed(tmp_path: Path) -> None:
+    for step in (2, 4, 10):
+        a_checkpoint(tmp_path, step)
+
+    checkpoints.clear_after(tmp_path, 4)
+
+    assert {folder.name for folder in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-4"}
+
+
 def test_a_finished_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     old, new = tmp_path / "final", tmp_path / "final.draft"
     for folder, name in ((old, "old"), (new, "new")):
@@ -138,7 +157,7 @@ def test_room_is_measured_by_the_last_checkpoint(tmp_path: Path, monkeypatch: py
 
     a_checkpoint(tmp_path, 2)
 
-    assert "0 MiB are free" in (checkpoints.lack_of_room(tmp_path) or "")
+    assert re.search("0 MiB are free.*the largest one", checkpoints.lack_of_room(tmp_path) or "")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 10**9))
     assert checkpoints.lack_of_room(tmp_path) is None
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import transformers
 
 from atroposlib.errors import ConfigError
+from tests.trainer import fakes
 from trainer import kernels
 from trainer.compose import load_config
 from trainer.config import GRPOConfig
+from trainer.grpo_trainer import GRPOTrainer
 
 
 def a_config(**options: Any) -> GRPOConfig:
@@ -81,6 +85,27 @@ def test_all_but_those_of_the_output_layer_are_put_into_the_model(applied: list[
     assert applied[0]["model"] is lm
     switches = {name: applied[0][name] for name in ("rope", "rms_norm", "cross_entropy", "fused_linear_cross_entropy")}
     assert switches == {"rope": False, "rms_norm": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
+
+
+def test_transformers_does_not_try_again(
+    tmp_path: Path, applied: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.trainer, "apply_liger_kernel", lambda *_: pytest.fail("applied to a wrapper"))
+    config = fakes.a_config(tmp_path, max_steps=1)
+    config.use_liger_kernel = True
+
+    told: list[dict[str, Any]] = []
+
+    class Sink(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: GRPOConfig, *_: Any, **__: Any) -> None:
+            told.append(args.to_dict())
+
+    server = fakes.FakeRolloutServer()
+    GRPOTrainer(config, model=fakes.tiny_llama(), connect=server.client, callbacks=[Sink()]).train()
+
+    assert len(applied) == 1
+    assert config.use_liger_kernel is True
+    assert told[0]["use_liger_kernel"] is True
 
 
 @pytest.mark.usefixtures("applied")

@@ -57,6 +57,16 @@ def test_packed_sequences_do_not_see_each_other(attn_implementation: str, chunk_
     torch.testing.assert_close(entropies, torch.cat([part[1] for part in expected]), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()  # torch has no backward pass of flex attention on a CPU
+def test_with_flex_attention_packed_sequences_do_not_see_each_other() -> None:
+    policy = PackedPolicy(tiny_llama(attn_implementation="flex_attention").eval(), chunk_size=100)
+
+    logprobs, _ = packed(policy, SEQUENCES, [1.0] * 4)
+
+    expected = [reference(tiny_llama().eval(), tokens, 1.0)[0] for tokens in SEQUENCES if len(tokens) > 1]
+    torch.testing.assert_close(logprobs, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 def test_a_neighbour_changes_no_bit(attn_implementation: str) -> None:
     policy = PackedPolicy(tiny_llama(attn_implementation=attn_implementation).eval(), chunk_size=100)

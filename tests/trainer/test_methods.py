@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from atroposlib.errors import ConfigError
-from trainer.cli import describe
-from trainer.compose import Composition, layers, load_config, load_config_with_origins
+from trainer.compose import Composition, load_config, load_config_with_origins
 from trainer.config import GRPOConfig
+from trainer.config_layers import layers
 from trainer.config_schema import FLAT_GROUPS
 from trainer.grammar import NESTED
 from trainer.methods import METHODS, method_of
+from trainer.resolved_config import describe
 from trainer.supervised.config import GKDConfig, SFTConfig
 
 
@@ -134,6 +135,15 @@ def test_a_resolved_configuration_of_every_method_is_one(name: str, tmp_path: Pa
     assert yaml.safe_load(describe(again, {})) == resolved
     if data:
         assert "  dataset_path: a.jsonl  # the command line" in text
+
+
+def test_a_resolved_configuration_with_a_split_of_its_own_for_evaluation_is_one(model: str, tmp_path: Path) -> None:
+    config, origins = load_config_with_origins(None, [model, "method=sft", "dataset_path=a.jsonl", "val_split=test"])
+    (tmp_path / "resolved.yaml").write_text(describe(config, origins))
+
+    again = load_config(tmp_path / "resolved.yaml")
+
+    assert (again.data.val_split, again.data.held_out_share) == ("test", 0.0)
 
 
 @pytest.mark.parametrize("name", METHODS)

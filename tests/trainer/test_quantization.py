@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from atroposlib.errors import ConfigError
-from trainer import quantization
+from trainer import quantization, run_setup
 from trainer.compose import load_config
 from trainer.config import GRPOConfig
 from trainer.weight_sync.config import WeightSyncConfig
@@ -64,6 +65,29 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_configuration_is_checked_when_it_is_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give use_peft=true as well"):
         load_config(None, [f"model_name_or_path={tmp_path}", "load_in_4bit=true"])
+
+
+def test_a_model_in_memory_is_not_taken_for_one_in_4_bits() -> None:
+    config = on_an_accelerator()
+
+    with pytest.raises(ConfigError, match="rounds weights as they are loaded, and this model is in memory"):
+        run_setup.policy_of(config, SimpleNamespace())
+    quantization.check_in_memory(config, SimpleNamespace(is_loaded_in_4bit=True))
+    quantization.check_in_memory(GRPOConfig(), SimpleNamespace())
+
+
+def test_a_model_that_is_named_is_loaded_with_what_the_configuration_says_of_its_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(run_setup, "load_policy", lambda _, **options: given.update(options))
+    monkeypatch.setattr(run_setup, "quantization_of", lambda config: f"4 bits: {config.load_in_4bit}")
+    monkeypatch.setattr(run_setup, "use_kernels", lambda lm, config: given.update(kernels_for=lm))
+
+    run_setup.policy_of(on_an_accelerator(), None)
+    given["prepare"]("model")
+
+    assert (given["quantization"], given["kernels_for"]) == ("4 bits: True", "model")
 
 
 def test_whole_weights_are_not_quantized() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.fakes import a_config
+from tests.trainer.test_checkpoints import largest_file
 from trainer import checkpoints
+from trainer.errors import TrainerError
 from trainer.ledger import JsonLines
 from trainer.step_clock import StepClock
 from trainer.tracking import prepare_tracking
@@ -42,6 +44,22 @@ def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
     lines.close()
 
     assert (tmp_path / "x.jsonl").read_text().splitlines() == ['{"step": 0}', '{"ste', '{"step": 1}']
+
+
+def test_a_full_disk_ends_the_run_with_what_to_do_and_closing_hides_nothing(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "x.jsonl")
+
+    with largest_file(10):
+        with pytest.raises(TrainerError, match=r"x.jsonl cannot be written: File too large.*same command"):
+            lines.append({"step": 0, "text": "x" * 100})
+        lines.close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(TrainerError, match=r"file/x.jsonl cannot be written"):
+        JsonLines(tmp_path / "file" / "x.jsonl")
 
 
 def test_only_a_marked_checkpoint_counts(tmp_path: Path) -> None:

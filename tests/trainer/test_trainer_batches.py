@@ -77,7 +77,8 @@ def test_a_batch_of_nothing_but_broken_groups_is_refused_with_the_first_reason(t
         batches=lambda step: [replace(g, scores=g.scores[1:]) for g in random_groups(step, sequences=8)]
     )
 
-    with pytest.raises(UnusableBatchError, match=r"step 0: not one group .* 'step0-group0'.*3 scores for 4 sequences"):
+    reason = r"step 0: not one group .* 'step0-group0'.*3 scores for 4 sequences.*give a new run_name"
+    with pytest.raises(UnusableBatchError, match=reason):
         a_trainer(tmp_path, server).train()
 
 

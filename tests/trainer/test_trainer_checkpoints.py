@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import resource
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from tests.trainer.fakes import FakeRolloutServer
+from tests.trainer.fakes import FakeClient, FakeRolloutServer
 from tests.trainer.in_memory import CHECKPOINTS, a_trainer, lines_of
-from trainer import checkpoints
+from trainer import batch_stream, checkpoints
 from trainer.errors import CheckpointError, TrainerError
 
 
@@ -113,6 +114,67 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     assert f"checkpoint {newest} is damaged (optimizer.pt has 100 of" in caplog.text
     assert server.said("lease") == [("lease", 2)]
     assert checkpoints.last_complete(tmp_path / "checkpoints") == (newest, 3)
+
+
+def test_folders_that_are_not_whole_push_no_whole_one_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = FakeRolloutServer()
+    limit: dict[str, Any] = {"save_total_limit": 2, **CHECKPOINTS}
+    a_trainer(tmp_path, server, max_steps=1, **limit).train()
+    for step in (2, 3):
+        (tmp_path / "checkpoints" / f"checkpoint-{step}").mkdir()
+    seen: list[tuple[Path, int] | None] = []
+    mark = checkpoints.mark_complete
+
+    def mark_and_look(folder: Path, **facts: Any) -> None:
+        seen.append(checkpoints.last_complete(folder.parent))
+        mark(folder, **facts)
+
+    monkeypatch.setattr(checkpoints, "mark_complete", mark_and_look)
+    a_trainer(tmp_path, server, max_steps=4, **limit).train()
+
+    assert [found and found[1] for found in seen] == [1, 2, 3]
+    assert {folder.name for folder in (tmp_path / "checkpoints").iterdir()} == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_older_ones_go_only_once_the_new_one_is_whole(tmp_path: Path) -> None:
+    options: dict[str, Any] = {**CHECKPOINTS, "save_total_limit": 2}
+    server = FakeRolloutServer()
+    a_trainer(tmp_path, server, max_steps=2, **options).train()
+    # As after a copy: times of folders say nothing about their order.
+    os.utime(tmp_path / "checkpoints" / "checkpoint-2", (1, 1))
+    disk = FullDisk(30_000, first=3, last=9)
+    trainer = a_trainer(tmp_path, server, callbacks=[disk], max_steps=9, prefetch=0, **options)
+    server.on_lease = lambda step: trainer.request_stop("test") if step == 3 else None
+
+    try:
+        trainer.train()
+    finally:
+        disk.end()
+
+    assert {folder.name for folder in (tmp_path / "checkpoints").iterdir()} == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_a_stop_while_the_server_is_away_saves_the_steps_it_was_not_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = FakeRolloutServer()
+    trainer = a_trainer(tmp_path, server, max_steps=3, **{**CHECKPOINTS, "save_steps": 2})
+
+    async def never_answers(*_: Any, **__: Any) -> None:
+        trainer.request_stop("test")
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(FakeClient, "ack", never_answers)
+    monkeypatch.setattr(batch_stream, "STOP_GRACE_S", 0.05)
+
+    trainer.train()
+
+    assert checkpoints.last_complete(tmp_path / "checkpoints") == (tmp_path / "checkpoints" / "checkpoint-1", 1)
+    assert server.said("commit") == []
+    monkeypatch.undo()
+    server.events.clear()
+    a_trainer(tmp_path, server, max_steps=2, **CHECKPOINTS).train()
+    assert server.said("lease", "commit") == [("lease", 1), ("commit", 2), ("commit", 2)]
 
 
 def test_going_on_with_other_options_names_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,8 +15,9 @@ import yaml
 
 from tests.trainer.fakes import tiny_llama
 from trainer import presets
-from trainer.cli import describe, main
+from trainer.cli import main
 from trainer.methods import METHODS
+from trainer.resolved_config import describe
 from trainer.weight_sync.config import WeightSyncConfig
 
 

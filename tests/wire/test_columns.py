@@ -108,6 +108,7 @@ BAD = {
     "version runs too short": lambda: _with(a_group(), policy_versions=np.array([[0, 13]], np.int32)),
     "empty group id": lambda: _with(a_group(), group_id=""),
     "finish reasons for others": lambda: _with(a_group(), finish_reasons=("stop",)),
+    "overrides for others": lambda: _with(a_group(), overrides=[{"sft": True}]),
     "truncated": lambda: encode_group(a_group())[:-1],
     "header length only": lambda: struct.pack("<Q", 10),
     "three bytes": lambda: b"abc",

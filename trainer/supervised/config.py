@@ -90,7 +90,8 @@ class DatasetTrainingConfig(TrainingArguments):  # type: ignore[misc]
     eval_steps: int = 0
     """Optimizer steps between evaluations on the rows held out; 0 for none."""
     load_best_model_at_end: bool | None = None
-    """Keep the best checkpoint, not the last, as the final model; true where there is evaluation, if absent."""
+    """Keep the best checkpoint, not the last, as the final model; true where there is a checkpoint at each evaluation, if
+    absent."""
     metric_for_best_model: str | None = "eval_loss"
     """Figure of the evaluation that decides which checkpoint is best."""
     greater_is_better: bool | None = None
@@ -240,7 +241,7 @@ class DatasetTrainingConfig(TrainingArguments):  # type: ignore[misc]
             self.eval_strategy = "no"
         self.do_eval = self.evaluates
         if self.load_best_model_at_end is None:
-            self.load_best_model_at_end = self.evaluates and self.save_strategy != "no"
+            self.load_best_model_at_end = config_checks.saves_where_it_evaluates(self)
         if self.greater_is_better is None:
             self.greater_is_better = not config_checks.is_better_when_small(self.metric_for_best_model or "")
 

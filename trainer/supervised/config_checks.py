@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atroposlib.errors import ConfigError
+from trainer.config_checks import check_sources
+from trainer.config_fingerprint import is_secret
+from trainer.deepspeed_presets import zero_stage
 
 if TYPE_CHECKING:
     from trainer.supervised.config import DatasetTrainingConfig, GKDConfig
@@ -91,6 +94,13 @@ def check_length(config: DatasetTrainingConfig) -> None:
         raise ConfigError(f"max_steps must be over 0, or -1 to go by num_train_epochs, is {config.max_steps}")
 
 
+def saves_where_it_evaluates(config: DatasetTrainingConfig) -> bool:
+    """Whether there is a checkpoint at each evaluation."""
+    if not config.evaluates or str(config.save_strategy) != str(config.eval_strategy):
+        return False
+    return config.eval_strategy != "steps" or config.save_steps == config.eval_steps
+
+
 def check_best(config: DatasetTrainingConfig) -> None:
     """The best checkpoint can be known, and is on disk."""
     metric = config.metric_for_best_model or ""
@@ -131,22 +141,9 @@ def check_adapter(config: DatasetTrainingConfig) -> None:
 
 
 def check_places(config: DatasetTrainingConfig) -> None:
-    """Folders that look like folders exist; the Hub knows where to."""
-    names = (
-        "model_name_or_path",
-        "tokenizer_name_or_path",
-        "teacher_model_name_or_path",
-        "teacher_tokenizer_name_or_path",
-    )
-    for name in names:
-        folder = getattr(config, name, None)
-        if folder and _looks_like_path(folder) and not Path(folder).expanduser().is_dir():
-            raise ConfigError(
-                f"{name}={folder!r} does not exist (looked in {Path.cwd()})\n"
-                "hint: give a folder with config.json and model.safetensors, or the id of a model on the Hub"
-            )
-    if config.push_to_hub and not config.hub_model_id:
-        raise ConfigError("push_to_hub needs hub_model_id=OWNER/NAME, and a token in HF_TOKEN")
+    """Folders and the Hub."""
+    names = ("model_name_or_path", "tokenizer_name_or_path")
+    check_sources(config, (*names, *(f"teacher_{name}" for name in names)))
 
 
 def check_distillation(config: GKDConfig) -> None:
@@ -169,27 +166,18 @@ def check_distillation(config: GKDConfig) -> None:
         )
     if not config.completion_only_training:
         raise ConfigError("completion_only_training=false is for SFT: a teacher is asked about completions alone")
+    for name in config.teacher_model_init_kwargs or {}:
+        if is_secret(name):
+            raise ConfigError(
+                f"teacher_model_init_kwargs.{name} would be written into run_dir: leave it, and set HF_TOKEN or log in with: "
+                "hf auth login"
+            )
     if "device_map" in (config.teacher_model_init_kwargs or {}) and config.deepspeed:
         raise ConfigError("teacher_model_init_kwargs.device_map and deepspeed exclude each other: leave device_map")
-    if (config.lmbda > 0 or config.eval_samples) and _zero_stage(config) == 3:
+    if (config.lmbda > 0 or config.eval_samples) and zero_stage(config.deepspeed) == 3:
         raise ConfigError(
             "deepspeed stage 3 splits the student's weights, and sampling from it in this process is slow beyond use: give "
             "lmbda=0 and eval_samples=0, stage 2, or distil on rollouts of an inference server (method=grpo distill_coef=1)"
-        )
-
-
-def check_named(config: DatasetTrainingConfig) -> None:
-    """There is something to train on it. Only where it does not come in memory."""
-    if not config.model_name_or_path:
-        raise ConfigError("model_name_or_path is missing; give the model's folder, e.g. model_name_or_path=models/NAME")
-
-
-def check_teacher_named(config: GKDConfig) -> None:
-    """There is somebody to learn from. Only where no teacher comes in memory."""
-    if not config.teacher_model_name_or_path:
-        raise ConfigError(
-            "teacher_model_name_or_path is missing; give the teacher's folder or Hub id, e.g. "
-            "teacher_model_name_or_path=Qwen/Qwen2.5-14B-Instruct"
         )
 
 
@@ -207,12 +195,3 @@ def doubts(config: DatasetTrainingConfig) -> list[str]:
         ),
     }
     return [text for text, is_so in found.items() if is_so]
-
-
-def _zero_stage(config: GKDConfig) -> int:
-    values = config.deepspeed
-    return int((values.get("zero_optimization") or {}).get("stage", 0)) if isinstance(values, dict) else 0
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name.split("/")[0]).is_dir()

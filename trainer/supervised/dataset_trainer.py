@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl
 
+from trainer.agreement import together
 from trainer.checkpoint_keeper import CheckpointKeeper
 from trainer.errors import CheckpointError
 from trainer.gradient_accumulation import GradientAccumulation
@@ -81,6 +82,7 @@ class DatasetTrainer(PackedTrainer):
         self._held_out = held_out
         self._objective = objective
         self._schedule = Schedule(len(examples), batch_size=config.batch_size, seed=config.seed)
+        self._total_steps = self._schedule.total_steps(epochs=config.num_train_epochs, max_steps=config.max_steps)
         # The tokenizer is saved as processing_class.
         self._saver = PolicySaver(None)
         self._keeper = CheckpointKeeper(config, wait=self.accelerator.wait_for_everyone)
@@ -101,11 +103,9 @@ class DatasetTrainer(PackedTrainer):
             AtroposError: the run cannot go on; the text says why.
         """
         found = self._keeper.find()
-        config = self.args
-        total = self._schedule.total_steps(epochs=config.num_train_epochs, max_steps=config.max_steps)
-        with self._run_log.opened(start_step=self._keeper.saved_step, total_steps=total):
+        with self._run_log.opened(start_step=self._keeper.saved_step, total_steps=self._total_steps):
             output = super().train(resume_from_checkpoint=str(found) if found else None)
-            self._finish(total)
+            self._finish()
             return output
 
     def request_stop(self, reason: str) -> None:
@@ -117,14 +117,16 @@ class DatasetTrainer(PackedTrainer):
         if is_partitioned(self.model):
             prepare_partitioned(self.model, self.args.device)
 
-    def _finish(self, total: int) -> None:
+    def _finish(self) -> None:
         step = self.state.global_step
-        if step < total:
+        if step < self._total_steps:
             if step > self._keeper.saved_step and self.args.save_strategy != "no":
                 self._save_checkpoint(self.model_wrapped, trial=None)
             log.info("stopped by %s after %d steps; the same command goes on", self._stop_reason or "a callback", step)
             return
-        folder = self._keeper.save_final(lambda draft: self.save_model(str(draft)))
+        folder = together(
+            lambda: self._keeper.save_final(lambda draft: self.save_model(str(draft))), ranks=self.args.world_size
+        )
         if self.is_world_process_zero():
             log.info("finished after %d steps: %s", step, folder)
             if self._hub is not None:
@@ -254,17 +256,28 @@ class DatasetTrainer(PackedTrainer):
         def write(_: Path) -> None:
             super(DatasetTrainer, self)._save_checkpoint(model, trial)
 
-        self._keeper.save(self.state.global_step, write)
+        if self._keeper.save(self.state.global_step, write):
+            self._keeper.rotate(self.state.best_model_checkpoint)
 
     def _load_best_model(self) -> None:
-        folder = Path(self.state.best_model_checkpoint)
-        if not folder.is_dir():
-            raise CheckpointError(f"the best checkpoint, {folder}, is gone; the last one is in {folder.parent}")
+        if self.state.global_step < self._total_steps:
+            # transformers calls this after a stop, too: the weights must stay those of the optimizer and the step.
+            return
+        folder = together(self._best_folder, ranks=self.args.world_size)
         log.info("the best model is that of %s (%s)", folder.name, self.state.best_metric)
         if self.is_deepspeed_enabled and not has_adapter(self.model.lm):
             super()._load_best_model()
         else:
             self._load_from_checkpoint(str(folder))
+
+    def _best_folder(self) -> Path:
+        folder = Path(self.state.best_model_checkpoint)
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"the best checkpoint, {folder}, is gone\n"
+                "hint: put it back, or take the last model: give the same command again with load_best_model_at_end=false"
+            )
+        return folder
 
 
 def evaluation_figures(sums: dict[str, float]) -> dict[str, float]:

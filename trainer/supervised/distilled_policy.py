@@ -109,7 +109,8 @@ class DistilledPolicy(PackedPolicy):
         assert self._teacher_head is not None, "learn_from comes before the first pass"
         student_CV = self.lm.get_output_embeddings()(hidden_CH).float()
         with torch.no_grad():
-            teacher_CV = self._teacher_head(teacher_CH).float()
+            # A teacher may be on a device of its own.
+            teacher_CV = self._teacher_head(teacher_CH).float().to(student_CV.device)
         # Output layers are padded to round sizes; no token has the ids in which they differ.
         size = min(student_CV.shape[1], teacher_CV.shape[1])
         student_CV, teacher_CV = student_CV[:, :size], teacher_CV[:, :size]

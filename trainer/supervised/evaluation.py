@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from atroposlib.data.answers import exact_match, final_answer, ground_truth_of, marked_answer, tidy
-from atroposlib.data.chats import as_messages
+from atroposlib.data.chats import as_messages, prompt_of
 from atroposlib.errors import DataError
-from trainer.supervised.examples import Row, is_prompt_alone
+from atroposlib.utils.tokenize_for_trainer import UNMASKED_ROLES
+from trainer.supervised.examples import Row, chat_prompt, is_prompt_alone
 
 SUCCESS_TARGET = 0.10
 """Right answers that are to be gained over the baseline, as a share of all."""
@@ -24,9 +26,29 @@ class Question:
     """One held-out prompt."""
 
     messages: list[Any]
-    """Without a turn of the assistant: there the solution stands."""
+    """Up to the first turn of the assistant: there the solution stands."""
     ground_truth: str | None
     """None where the row does not say what is right."""
+    text: str | None = None
+    """The prompt where it is no chat; None for a chat."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation samples answers to."""
+
+    questions: list[Question]
+    prompts: list[list[int]]
+    """Ids of each."""
+    too_long: int = 0
+    """Left out: as long as max_seq_length, or longer."""
+
+    def as_metrics(self) -> dict[str, float]:
+        """For metrics.jsonl."""
+        return {
+            "eval_data/questions": float(len(self.questions)),
+            "eval_data/questions_too_long": float(self.too_long),
+        }
 
 
 @dataclass(frozen=True)
@@ -39,7 +61,7 @@ class Outcome:
 
 
 def question_of_row(row: Row) -> Question | None:
-    """The question that a row asks; None for plain text, which asks none.
+    """The question that a row asks, the first of several; None for plain text, which asks none.
 
     Raises:
         DataError: the row has none of the supervised forms.
@@ -49,30 +71,51 @@ def question_of_row(row: Row) -> Question | None:
         messages = list(prompt) if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     else:
         messages = list(as_messages(row))
-    asked = [message for message in messages if message.get("role") not in ("assistant", "text")]
-    if not asked:
+    asked = list(takewhile(lambda message: message.get("role") not in UNMASKED_ROLES, messages))
+    if not any(message.get("role") == "user" for message in asked):
         return None
-    return Question(asked, _ground_truth(row, messages))
+    return Question(asked, _ground_truth(row, messages[len(asked) :]), _text(row))
 
 
-def questions_of(rows: Sequence[Row], *, most: int) -> list[Question]:
-    """The questions of the first rows that ask one.
+def questions_of(rows: Sequence[Row], tokenizer: Any, *, most: int, max_seq_length: int) -> Asked:
+    """The questions of the first rows that ask one that is short enough.
 
     Args:
+        tokenizer: the student's.
         most: how many, at most.
+    Raises:
+        DataError: a row cannot be read, or the chat template does not take it.
     """
-    found: list[Question] = []
-    for row in rows:
-        if len(found) >= most:
+    questions: list[Question] = []
+    prompts: list[list[int]] = []
+    too_long = 0
+    for number, row in enumerate(rows):
+        if len(questions) >= most:
             break
         try:
             question = question_of_row(row)
-        except DataError:
-            # A row that cannot be read was named when the examples were made.
+            prompt = prompt_of_question(question, tokenizer) if question is not None else []
+        except DataError as error:
+            raise DataError(f"row {number} of those held out: {error}") from error
+        if question is None:
             continue
-        if question is not None:
-            found.append(question)
-    return found
+        if len(prompt) >= max_seq_length:
+            too_long += 1
+            continue
+        questions.append(question)
+        prompts.append(prompt)
+    return Asked(questions, prompts, too_long)
+
+
+def prompt_of_question(question: Question, tokenizer: Any) -> list[int]:
+    """Ids of a question, as rows of its form are trained: text is no chat.
+
+    Raises:
+        DataError: the chat template does not take it.
+    """
+    if question.text is None:
+        return chat_prompt(question.messages, tokenizer)
+    return list(tokenizer.encode(question.text, add_special_tokens=True))
 
 
 def is_right(text: str, ground_truth: str) -> bool:
@@ -113,13 +156,23 @@ def generation_metrics(
     return metrics
 
 
-def _ground_truth(row: Row, messages: Sequence[Any]) -> str | None:
+def _text(row: Row) -> str | None:
+    """The prompt of a row of plain prompt and completion; None for a chat."""
+    if "completion" not in row:
+        return None
+    prompt = prompt_of(row)
+    return prompt if isinstance(prompt, str) and isinstance(row["completion"], str) else None
+
+
+def _ground_truth(row: Row, reply: Sequence[Any]) -> str | None:
+    """What is right by the row, or by the end of the reply: the turns up to the user's next one."""
     found = ground_truth_of(row)
     if found is not None:
         return found
-    last = messages[-1] if messages else {}
-    is_reply = last.get("role") == "assistant" and isinstance(last.get("content"), str)
-    return marked_answer(last["content"]) if is_reply else None
+    turns = list(takewhile(lambda message: message.get("role") != "user", reply))
+    last = turns[-1] if turns else {}
+    is_text = last.get("role") in UNMASKED_ROLES and isinstance(last.get("content"), str)
+    return marked_answer(last["content"]) if is_text else None
 
 
 def _number(text: str) -> float | None:

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jinja2 import TemplateError
 
 from atroposlib.data.chats import tokenized
 from atroposlib.data.trained_text import TrainedText
 from atroposlib.errors import DataError
 from atroposlib.type_definitions import MASKED, Message
+from atroposlib.utils.tokenize_for_trainer import UNMASKED_ROLES
 
 Row = Mapping[str, Any]
 Tokenize = Callable[[Row], TrainedText]
@@ -120,8 +122,26 @@ def _prompt_text(row: Row, tokenizer: Any) -> TrainedText:
     prompt = row["prompt"]
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-    return TrainedText(list(ids), [MASKED] * len(ids), list(prompt))
+    ids = chat_prompt(prompt, tokenizer)
+    return TrainedText(ids, [MASKED] * len(ids), list(prompt))
+
+
+def chat_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
+    """Ids of a chat up to where the reply begins.
+
+    Raises:
+        DataError: the chat template does not take it, or there is none.
+    """
+    try:
+        return list(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        )
+    except (TemplateError, ValueError, TypeError) as error:
+        turns = ", ".join(str(message.get("role")) for message in messages)
+        raise DataError(
+            f"a prompt of {turns} cannot be rendered as a chat: {error}; mend the row, or give tokenizer_name_or_path of a "
+            "tokenizer with a chat template that takes it"
+        ) from error
 
 
 def prepare(
@@ -153,12 +173,29 @@ def prepare(
 
 
 def cut(example: Example, max_seq_length: int) -> Example:
-    """The example without what is beyond a length; itself where nothing is."""
+    """The example without what is beyond a length; itself where nothing is. A chat ends with the last reply that is left."""
     if len(example.tokens_L) <= max_seq_length:
         return example
+    is_trained_L = example.is_trained_L[:max_seq_length]
+    lost = _replies_learnt(example.is_trained_L) - _replies_learnt(is_trained_L)
     return replace(
-        example, tokens_L=example.tokens_L[:max_seq_length], is_trained_L=example.is_trained_L[:max_seq_length]
+        example,
+        tokens_L=example.tokens_L[:max_seq_length],
+        is_trained_L=is_trained_L,
+        messages=_without_replies(example.messages, lost),
     )
+
+
+def _replies_learnt(is_trained_L: npt.NDArray[np.bool_]) -> int:
+    return int((np.diff(is_trained_L.astype(np.int8), prepend=0) == 1).sum())
+
+
+def _without_replies(messages: Sequence[Message] | None, lost: int) -> Sequence[Message] | None:
+    """The chat up to its last reply but `lost`."""
+    if messages is None or not lost:
+        return messages
+    stops = [place for place, message in enumerate(messages, start=1) if message["role"] in UNMASKED_ROLES]
+    return messages[: stops[-lost - 1]] if lost < len(stops) else []
 
 
 def with_completion(example: Example, completion: Sequence[int], *, is_sampled: bool) -> Example:

@@ -15,7 +15,7 @@ from trainer.supervised.config import GKDConfig
 from trainer.supervised.dataset_trainer import DatasetTrainer, Optimizers
 from trainer.supervised.distillation import Distillation, Ranks
 from trainer.supervised.distilled_policy import DistilledPolicy, Divergence
-from trainer.supervised.evaluation import Outcome, Question, generation_metrics, is_right, questions_of
+from trainer.supervised.evaluation import Outcome, generation_metrics, is_right, questions_of
 from trainer.supervised.preparation import Rows
 from trainer.supervised.sampling import Sampler, Sampling
 from trainer.supervised.span_scores import SpanScorer
@@ -88,7 +88,13 @@ class GKDTrainer(DatasetTrainer):
         student.learn_from(teacher.lm.get_output_embeddings())
         self._sampler = Sampler(student.lm, tokenizer)
         self._ranks = Ranks(config.process_index, config.world_size)
-        self._questions = questions_of(data.held_out_rows, most=config.eval_samples if config.evaluates else 0)
+        self._asked = questions_of(
+            data.held_out_rows,
+            tokenizer,
+            most=config.eval_samples if config.evaluates else 0,
+            max_seq_length=config.max_seq_length,
+        )
+        preparation.check_best(config, data, self._asked.questions)
         scorer = (
             SpanScorer(teacher, tokenizer, ends=self._sampler.ends, max_tokens=config.pass_tokens)
             if is_aligned
@@ -110,7 +116,7 @@ class GKDTrainer(DatasetTrainer):
             examples=data.examples,
             held_out=data.held_out,
             objective=objective,
-            facts=data.facts,
+            facts={**data.facts, **(self._asked.as_metrics() if config.evaluates else {})},
             callbacks=callbacks,
             optimizers=optimizers,
         )
@@ -118,20 +124,19 @@ class GKDTrainer(DatasetTrainer):
 
     def further_evaluation(self) -> dict[str, float]:
         """Right answers and their length on held-out prompts. Every rank calls this."""
-        if not self._questions:
+        count = len(self._asked.questions)
+        if not count:
             return {}
-        own = [self._questions[i] for i in self._ranks.own(len(self._questions))]
-        outcomes = self._ranks.together(self._answer(own) if own else [], len(self._questions))
+        own = self._ranks.own(count)
+        outcomes = self._ranks.together(self._answer(own) if own else [], count)
         return generation_metrics(
             outcomes, baseline_success=self.args.baseline_success, baseline_tokens=self.args.baseline_tokens
         )
 
-    def _answer(self, questions: Sequence[Question]) -> list[Outcome]:
+    def _answer(self, places: Sequence[int]) -> list[Outcome]:
+        """What the student makes of the questions in these places."""
         tokenizer, config = self.processing_class, self.args
-        prompts = [
-            tokenizer.apply_chat_template(each.messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-            for each in questions
-        ]
+        questions, prompts = [self._asked.questions[i] for i in places], [self._asked.prompts[i] for i in places]
         likeliest = Sampling(0.0, config.max_new_tokens, config.generation_batch_size)
         with self.accelerator.autocast():
             replies = self._sampler.sample(prompts, likeliest, seed=config.seed)

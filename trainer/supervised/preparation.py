@@ -11,9 +11,11 @@ from atroposlib.data.load import Splits, load_splits
 from atroposlib.errors import ConfigError
 from trainer.logprobs import PackedPolicy
 from trainer.lora import options_of
-from trainer.policy_model import build_policy, load_policy
-from trainer.supervised import config_checks
+from trainer.methods import check_required
+from trainer.policy_model import build_policy, load_policy, positions_of
 from trainer.supervised.config import DatasetTrainingConfig
+from trainer.supervised.config_checks import EVAL_METRICS, GENERATION_METRICS
+from trainer.supervised.evaluation import Question
 from trainer.supervised.examples import Example, Row, is_prompt_alone, prepare, row_tokenizer
 from trainer.supervised.tokenizers import load_tokenizer
 
@@ -43,7 +45,7 @@ def policy_of(config: DatasetTrainingConfig, model: Any) -> PackedPolicy:
     """
     if model is not None:
         return build_policy(model, logprob_chunk_size=config.logprob_chunk_size, lora=options_of(config))
-    config_checks.check_named(config)
+    check_required(config, "model_name_or_path")
     return load_policy(
         config.model_name_or_path,
         torch_dtype=config.torch_dtype,
@@ -62,7 +64,7 @@ def tokenizer_of(config: DatasetTrainingConfig, tokenizer: Any) -> Any:
     """
     if tokenizer is not None:
         return tokenizer
-    config_checks.check_named(config)
+    check_required(config, "model_name_or_path")
     return load_tokenizer(
         config.tokenizer_name_or_path or config.model_name_or_path,
         key="tokenizer_name_or_path",
@@ -90,13 +92,8 @@ def fit_context(config: DatasetTrainingConfig, policy: PackedPolicy) -> None:
     Raises:
         ConfigError: it was given, and is more.
     """
-    text = policy.config.get_text_config()
-    scaling = getattr(text, "rope_parameters", None) or {}
-    # Scaled positions go further than what the model was first trained with.
-    positions = int(
-        (getattr(text, "max_position_embeddings", None) or 0) * max(1.0, float(scaling.get("factor") or 1.0))
-    )
-    if not positions or config.max_seq_length <= positions:
+    positions = positions_of(policy.config.get_text_config())
+    if positions is None or config.max_seq_length <= positions:
         return
     if config.is_given("max_seq_length"):
         raise ConfigError(
@@ -143,7 +140,7 @@ def data_of(
         held_out, eval_counts = prepare(answered, tokenize, max_seq_length=length)
         facts |= eval_counts.as_metrics("eval_data")
         log.info("rows held out: %s", eval_counts)
-        _check_evaluation(config, splits.eval, held_out)
+        _evaluate_if_held_out(config, splits.eval)
     return Data(
         examples, held_out, splits.eval, {f"data/{stage}": float(n) for stage, n in splits.funnel.items()} | facts
     )
@@ -155,18 +152,42 @@ def splits_of(config: DatasetTrainingConfig) -> Splits:
     return load_splits(data if data.form is not None else data.model_copy(update={"form": "conversation"}))
 
 
-def _check_evaluation(config: DatasetTrainingConfig, rows: Rows, held_out: Sequence[Example]) -> None:
-    """Turn evaluation off where no row is held out.
+def check_best(config: DatasetTrainingConfig, data: Data, questions: Sequence[Question] = ()) -> None:
+    """What chooses the best checkpoint is measured. Where none is chosen, no figure has to be.
 
+    Args:
+        questions: what an evaluation samples answers to.
     Raises:
-        ConfigError: the best checkpoint is chosen by a loss on replies that no row has.
+        ConfigError: an evaluation does not measure it; names what can be given instead.
     """
+    metric, measured = str(config.metric_for_best_model), _measured(data, questions)
+    if not config.evaluates or f"eval_{metric.removeprefix('eval_')}" in measured:
+        return
+    if not config.load_best_model_at_end:
+        # transformers would look for it all the same.
+        config.metric_for_best_model = None
+        return
+    lacking = "replies, and no row that is held out has one"
+    if "success" in metric:
+        lacking = "right answers, and no prompt that is held out has one (ground_truth, final_answer)"
+    elif "tokens" in metric:
+        lacking = "answers that are sampled, and no row that is held out asks for one"
+    instead = f"metric_for_best_model={measured[0]}, or " if measured else ""
+    raise ConfigError(
+        f"metric_for_best_model={metric} is measured on {lacking}: give {instead}load_best_model_at_end=false"
+    )
+
+
+def _measured(data: Data, questions: Sequence[Question]) -> list[str]:
+    has_truth = any(question.ground_truth is not None for question in questions)
+    replies = EVAL_METRICS if data.held_out else ()
+    sampled = GENERATION_METRICS if questions else ()
+    return [*replies, *(name for name in sampled if has_truth or name != "eval_success_rate")]
+
+
+def _evaluate_if_held_out(config: DatasetTrainingConfig, rows: Rows) -> None:
+    """Turn evaluation off where no row is held out."""
     if not rows:
         log.warning("no row is held out: there is no evaluation, and the final model is the last; see eval_split_ratio")
         config.eval_strategy = "no"
         config.do_eval = config.load_best_model_at_end = config.eval_on_start = False
-    elif not held_out and config.load_best_model_at_end and "success" not in str(config.metric_for_best_model):
-        raise ConfigError(
-            f"metric_for_best_model={config.metric_for_best_model} is measured on replies, and no row that is held out has one: "
-            "give metric_for_best_model=eval_success_rate, or load_best_model_at_end=false"
-        )

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer import cli
+from trainer import resolved_config
+from trainer.agreement import together
 from trainer.ledger import JsonLines
 from trainer.step_clock import StepClock
 from trainer.supervised.config import DatasetTrainingConfig
@@ -35,18 +36,25 @@ class RunLog:
 
     @contextmanager
     def opened(self, *, start_step: int, total_steps: int) -> Iterator[None]:
-        """The files are open meanwhile."""
+        """The files are open meanwhile. Every rank calls this, and what follows, at the same points.
+
+        Raises:
+            AtroposError: rank 0 cannot write them.
+        """
         self._total_steps = total_steps
-        if self._config.process_index == 0:
-            cli.keep(self._config)
-            self._lines = JsonLines(Path(self._config.run_dir) / "metrics.jsonl")
-            self._write({"step": start_step, **self._facts, "total_steps": total_steps})
         try:
+            together(self._open, ranks=self._config.world_size)
+            self._write({"step": start_step, **self._facts, "total_steps": total_steps})
             yield
         finally:
             if self._lines is not None:
                 self._lines.close()
                 self._lines = None
+
+    def _open(self) -> None:
+        if self._config.process_index == 0:
+            resolved_config.keep(self._config)
+            self._lines = JsonLines(Path(self._config.run_dir) / "metrics.jsonl")
 
     def after_step(self, step: int, sums: Mapping[str, float], more: Mapping[str, Any]) -> None:
         """The figures of an optimizer step.
@@ -88,5 +96,8 @@ class RunLog:
         log.info("after step %d: %s", step, shown)
 
     def _write(self, line: Mapping[str, Any]) -> None:
+        together(lambda: self._append(line), ranks=self._config.world_size)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
         if self._lines is not None:
             self._lines.append({"time": time.time(), **line})

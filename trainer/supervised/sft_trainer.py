@@ -56,6 +56,7 @@ class SFTTrainer(DatasetTrainer):
         preparation.check_vocabulary(policy, tokenizer)
         preparation.fit_context(config, policy)
         data = preparation.data_of(config, tokenizer, train_dataset=train_dataset, eval_dataset=eval_dataset)
+        preparation.check_best(config, data)
         super().__init__(
             policy,
             config,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atroposlib.errors import ConfigError
+from atroposlib.utils.tokenize_for_trainer import UNMASKED_ROLES
 from trainer.supervised.alignment import Span, character_ends, common_spans, span_of_each
 from trainer.supervised.examples import Example
 from trainer.supervised.teacher import Teacher
@@ -63,7 +64,7 @@ class SpanScorer:
         return [_summed(each, found) for each, found in zip(aligned, logprobs, strict=True)]
 
     def teacher_prompt(self, example: Example) -> list[int]:
-        """The example's prompt as the teacher's own chat template, or its tokenizer, has it."""
+        """The example's prompt as the teacher's own chat template, or its tokenizer, has it; at least one token."""
         tokenizer = self._teacher.tokenizer
         if example.messages is not None and tokenizer.chat_template is not None:
             messages = prompt_messages(example)
@@ -71,7 +72,9 @@ class SpanScorer:
                 tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
             )
         text = self._tokenizer.decode(example.prompt.tolist(), skip_special_tokens=True)
-        return list(tokenizer.encode(text, add_special_tokens=True))
+        # A first token is predicted from something.
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        return list(tokenizer.encode(text, add_special_tokens=True)) or [start]
 
     def _align(self, example: Example) -> _Aligned:
         sampled = example.tokens_L[example.last_completion_start :].tolist()
@@ -93,7 +96,7 @@ class SpanScorer:
 def prompt_messages(example: Example) -> list[Any]:
     """The chat before the last completion."""
     messages = list(example.messages or ())
-    return messages[:-1] if messages and messages[-1].get("role") == "assistant" else messages
+    return messages[:-1] if messages and messages[-1].get("role") in UNMASKED_ROLES else messages
 
 
 def _summed(aligned: _Aligned, logprobs: Sequence[float]) -> SpanScores:

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from atroposlib.errors import ConfigError
 from trainer.logprobs import PackedPolicy, hidden_at
+from trainer.methods import check_required
 from trainer.packing import pack
 from trainer.policy_model import build_policy
-from trainer.supervised import config_checks
 from trainer.supervised.config import GKDConfig
 from trainer.supervised.examples import Example
 from trainer.supervised.passes import Pass, build_pass
@@ -48,7 +48,8 @@ class Teacher:
 
     @torch.no_grad()
     def hidden(self, each: Pass) -> Tensor:
-        """[M, H] hidden states in the places that predict the learnt tokens of a pass."""
+        """[M, H] hidden states in the places that predict the learnt tokens of a pass, on the teacher's device."""
+        each = each.to(self.lm.device)
         with self.autocast():
             return hidden_at(
                 self.lm,
@@ -64,7 +65,7 @@ class Teacher:
         """For each prompt and completion, the logprobs of the completion's tokens, nats.
 
         Args:
-            texts: ids of the teacher's own tokenizer.
+            texts: ids of the teacher's own tokenizer; of a prompt at least one.
             max_tokens: of a pass; a longer text gets one of its own.
         """
         examples = [_scored(prompt, completion) for prompt, completion in texts]
@@ -77,6 +78,7 @@ class Teacher:
                 ).logprobs_M
             sizes = [examples[i].trained_tokens for i in plan]
             for i, part in zip(plan, torch.split(logprobs_M, sizes), strict=True):
+                assert len(part) == len(texts[i][1]), "a completion comes after a prompt of at least one token"
                 found[i] = part.tolist()
         return found
 
@@ -100,7 +102,7 @@ def teacher_tokenizer(config: GKDConfig) -> Any:
     Raises:
         ConfigError: there is none.
     """
-    config_checks.check_teacher_named(config)
+    check_required(config, "teacher_model_name_or_path")
     return load_tokenizer(
         config.teacher_tokenizer_name_or_path or config.teacher_model_name_or_path,
         key="teacher_tokenizer_name_or_path",
@@ -122,7 +124,7 @@ def load_teacher(config: GKDConfig, tokenizer: Any, *, lm: Any = None) -> Teache
     options = dict(config.teacher_model_init_kwargs or {})
     with _not_partitioned():
         if lm is None:
-            config_checks.check_teacher_named(config)
+            check_required(config, "teacher_model_name_or_path")
             lm = _load(config, options)
         policy = build_policy(lm, logprob_chunk_size=config.logprob_chunk_size)
     if "device_map" not in options:

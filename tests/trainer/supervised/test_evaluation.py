@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from trainer.supervised.evaluation import Outcome, generation_metrics, is_right, question_of_row, questions_of
+from atroposlib.errors import DataError
+from atroposlib.testing.byte_tokenizer import byte_tokenizer
+from trainer.supervised.evaluation import Asked, Outcome, generation_metrics, is_right, question_of_row, questions_of
 
 CHAT: dict[str, Any] = {
     "messages": [
@@ -15,11 +17,77 @@ CHAT: dict[str, Any] = {
         {"role": "assistant", "content": "2 + 2 = 4\n#### 4"},
     ]
 }
+TURNS: dict[str, Any] = {
+    "messages": [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "agent", "content": "#### 4"},
+        {"role": "user", "content": "3 + 3?"},
+        {"role": "assistant", "content": "#### 6"},
+    ]
+}
 OUTCOMES = [Outcome(10, True), Outcome(20, False), Outcome(30, True), Outcome(40, True)]
 
 
 def metrics(**baselines: float | None) -> dict[str, float]:
     return generation_metrics(OUTCOMES, **{"baseline_success": None, "baseline_tokens": None, **baselines})
+
+
+def asked(rows: list[dict[str, Any]], *, most: int = 9, max_seq_length: int = 500, student: Any = None) -> Asked:
+    return questions_of(rows, student or byte_tokenizer(), most=most, max_seq_length=max_seq_length)
+
+
+def test_of_several_questions_the_first_is_asked_and_judged() -> None:
+    question = question_of_row(TURNS)
+
+    assert question is not None
+    assert question.messages == TURNS["messages"][:1]
+    assert question.ground_truth == "4"
+
+
+def test_after_calls_of_tools_the_last_reply_is_the_answer() -> None:
+    turns = [("user", "2 + 2?"), ("assistant", "let me count"), ("tool", "4"), ("assistant", "#### 4")]
+    question = question_of_row({"messages": [{"role": role, "content": text} for role, text in turns]})
+
+    assert question is not None
+    assert (len(question.messages), question.ground_truth) == (1, "4")
+
+
+def test_a_greeting_asks_nothing() -> None:
+    greeting = {"role": "assistant", "content": "Hello!"}
+
+    assert question_of_row({"messages": [{"role": "system", "content": "Be kind."}, greeting]}) is None
+
+
+def test_plain_text_is_asked_as_it_is_trained_without_a_template() -> None:
+    plain = byte_tokenizer()
+    plain.chat_template = None
+
+    found = asked([{"prompt": "2 + 2 =", "completion": " 4"}], student=plain)
+
+    assert found.prompts == [plain.encode("2 + 2 =", add_special_tokens=True)]
+
+
+def test_a_chat_is_asked_up_to_where_the_reply_begins() -> None:
+    (prompt,) = asked([CHAT]).prompts
+
+    assert byte_tokenizer().decode(prompt).endswith("2 + 2?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_prompts_as_long_as_an_example_may_be_are_left_out_and_counted() -> None:
+    rows = [{"prompt": "a" * n, "completion": "b"} for n in (3, 20, 19, 25)]
+
+    found = asked(rows, max_seq_length=20)
+
+    assert [len(prompt) for prompt in found.prompts] == [3, 19]
+    assert found.as_metrics() == {"eval_data/questions": 2.0, "eval_data/questions_too_long": 2.0}
+
+
+def test_a_prompt_that_the_template_refuses_names_its_row() -> None:
+    strict = byte_tokenizer()
+    strict.chat_template = "{{ raise_exception('only from users') }}"
+
+    with pytest.raises(DataError, match=r"row 1 of those held out: .*only from users"):
+        asked([{"text": "once"}, {"prompt": "hi"}], student=strict)
 
 
 def test_a_question_has_no_turn_of_the_assistant() -> None:
@@ -42,7 +110,7 @@ def test_what_is_right_comes_from_a_column_or_from_the_marked_answer() -> None:
 def test_rows_that_ask_nothing_are_passed_over() -> None:
     rows: list[dict[str, Any]] = [{"text": "once upon a time"}, {"prompt": "hi", "ground_truth": "x"}, CHAT, CHAT]
 
-    assert [question.ground_truth for question in questions_of(rows, most=2)] == ["x", "4"]
+    assert [question.ground_truth for question in asked(rows, most=2).questions] == ["x", "4"]
 
 
 @pytest.mark.parametrize(

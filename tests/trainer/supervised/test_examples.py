@@ -7,7 +7,9 @@ import pytest
 
 from atroposlib.errors import DataError
 from atroposlib.testing.byte_tokenizer import byte_tokenizer
+from atroposlib.type_definitions import Message
 from trainer.supervised.examples import Example, Row, Tokenize, prepare, row_tokenizer, with_completion
+from trainer.supervised.span_scores import prompt_messages
 
 TOKENIZER = byte_tokenizer()
 CHAT: Row = {
@@ -121,3 +123,38 @@ def test_another_completion_takes_the_place_of_the_last() -> None:
     assert example.is_trained_L.sum() == 2
     assert np.array_equal(example.prompt, one(CHAT).prompt)
     assert example.is_sampled
+
+
+def test_a_chat_that_is_cut_ends_with_the_reply_that_is_left() -> None:
+    whole = one(CHAT)
+    within_the_second_question = len(one({"messages": CHAT["messages"][:2]}).tokens_L) + 5
+
+    example = one(CHAT, max_seq_length=within_the_second_question)
+
+    assert len(whole.messages or ()) == 4
+    assert list(example.messages or ()) == CHAT["messages"][:2]
+    assert prompt_messages(example) == CHAT["messages"][:1]
+
+
+def test_a_reply_that_is_cut_itself_stays_in_the_chat() -> None:
+    example = one(CHAT, max_seq_length=len(one(CHAT).tokens_L) - 2)
+
+    assert list(example.messages or ()) == CHAT["messages"]
+
+
+@pytest.mark.parametrize("role", ["assistant", "agent"])
+def test_the_reply_of_no_trained_role_stands_in_the_prompt(role: str) -> None:
+    messages: list[Message] = [{"role": "user", "content": "hi"}, {"role": role, "content": "hello"}]
+
+    assert prompt_messages(Example(np.array([1, 2]), np.array([False, True]), messages)) == messages[:1]
+
+
+def test_a_prompt_that_the_template_refuses_names_its_row() -> None:
+    plain = byte_tokenizer()
+    plain.chat_template = None
+    tokenize = row_tokenizer(
+        plain, completion_only=True, last_turn_only=False, response_marker=None, takes_prompts=True
+    )
+
+    with pytest.raises(DataError, match="row 0 of the data set: a prompt of user cannot be rendered"):
+        prepare([{"prompt": "hi"}], tokenize, max_seq_length=50, takes_prompts=True)

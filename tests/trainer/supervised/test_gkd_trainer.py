@@ -204,8 +204,8 @@ def test_an_evaluation_measures_divergence_success_and_length(tmp_path: Path) ->
 def test_evaluation_prompts_hold_no_word_of_the_assistants(tmp_path: Path) -> None:
     trainer = a_trainer(tmp_path, eval_strategy="steps", eval_steps=1, load_best_model_at_end=False)
 
-    assert [[message["role"] for message in each.messages] for each in trainer._questions] == [["user"], ["user"]]
-    assert [each.ground_truth for each in trainer._questions] == ["zz", "y"]
+    assert [[message["role"] for message in each.messages] for each in trainer._asked.questions] == [["user"]] * 2
+    assert [each.ground_truth for each in trainer._asked.questions] == ["zz", "y"]
 
 
 def test_a_run_on_its_own_words_goes_on_as_if_it_had_not_been_cut(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -16,7 +17,7 @@ from atroposlib.errors import ConfigError
 from tests.trainer.supervised.fakes import ROWS, gkd_config, tiny_model, tokenizer
 from tests.trainer.supervised.test_gkd_trainer import sharp
 from tests.trainer.supervised.test_sft_trainer import examples_of
-from trainer.supervised.examples import with_completion
+from trainer.supervised.examples import Example, with_completion
 from trainer.supervised.gkd_trainer import GKDTrainer, aligns
 from trainer.supervised.span_scores import SpanScorer
 from trainer.supervised.teacher import Teacher, load_teacher
@@ -127,3 +128,20 @@ def test_options_that_mean_nothing_then_are_told_of(tmp_path: Path, caplog: pyte
     aligns(gkd_config(tmp_path, beta=0.1), tokenizer(), word_tokenizer())
 
     assert "beta has no effect" in caplog.text
+
+
+def test_an_empty_prompt_is_a_start_token_for_the_teacher(teacher: Teacher) -> None:
+    student, words = tokenizer(), teacher.tokenizer
+    # The student's first token says nothing as text, and the teacher's tokenizer adds none of its own.
+    text = [student.bos_token_id, *student.encode("fgh", add_special_tokens=False)]
+    example = Example(np.array(text, dtype=np.int32), np.arange(len(text)) >= 1, is_sampled=True)
+
+    (found,) = SpanScorer(teacher, student, ends=frozenset({2}), max_tokens=64).scores([example])
+
+    ids = words.encode("fgh", add_special_tokens=False)
+    assert found.teacher_logprobs == pytest.approx(plain_logprob(teacher.lm, [words.eos_token_id], ids), rel=1e-4)
+
+
+def test_a_completion_after_nothing_is_no_question_for_a_teacher(teacher: Teacher) -> None:
+    with pytest.raises(AssertionError, match="a prompt of at least one token"):
+        teacher.logprobs([([], [5, 6])], max_tokens=8)
