@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, TypeVar
 
 from atroposlib.errors import RolloutError
@@ -46,11 +47,15 @@ class BlockingPool:
         self._processes: ProcessPoolExecutor | None = None
         self._slots: dict[bool, asyncio.Semaphore] = {}
 
-    async def run(self, call: Callable[..., T], *args: Any, timeout_s: float, in_process: bool = False) -> T:
+    async def run(
+        self, call: Callable[..., T], *args: Any, timeout_s: float, in_process: bool = False, limit: str = "timeout_s"
+    ) -> T:
         """The result of call(*args).
 
         The limit counts from the moment the call may start, not the time it waits for its turn.
 
+        Args:
+            limit: what the user knows timeout_s as.
         Raises:
             RolloutError: it took longer, or its process died. A thread cannot be stopped and runs on in the
                 background, at most until this process ends; a process is killed.
@@ -66,7 +71,7 @@ class BlockingPool:
                     if not scope.expired():
                         raise
                     self._give_up(pool)
-                    raise RolloutError(f"{_name(call)} took longer than {timeout_s} s; raise timeout_s") from error
+                    raise RolloutError(f"{_name(call)} took longer than {timeout_s} s; raise {limit}") from error
                 except BrokenProcessPool as error:
                     if not in_process:
                         raise
@@ -99,4 +104,7 @@ class BlockingPool:
 
 
 def _name(call: Callable[..., Any]) -> str:
-    return getattr(call, "__qualname__", repr(call))
+    """Without its arguments, which may be whole prompts."""
+    while isinstance(call, partial):
+        call = call.func
+    return getattr(call, "__qualname__", type(call).__qualname__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from atroposlib.errors import ConfigError
 from atroposlib.launch.inference import InferenceConfig
@@ -116,6 +116,9 @@ WIRING = frozenset(
 )
 """Trainer keys that connect the processes."""
 
+POLICY_FLAGS = frozenset({"env", "openai"})
+"""Flags of an environment, --env.* and --openai.*, that tell it of itself and of the policy."""
+
 
 class EvaluationSection(Section):
     """Held-out evaluation around the training."""
@@ -185,6 +188,16 @@ class UpConfig(Section):
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two environments are named {twice[0]!r}; give each its own name")
         return self
+
+    @field_validator("frozen")
+    @classmethod
+    def _frozen_servers_have_names_of_their_own(cls, frozen: dict[str, FrozenSection]) -> dict[str, FrozenSection]:
+        for name in sorted(POLICY_FLAGS & frozen.keys()):
+            raise ValueError(
+                f"{name!r} is no name for a frozen server: --{name}.* are flags of the policy's; choose another, "
+                "such as student, teacher or judge"
+            )
+        return frozen
 
     @model_validator(mode="after")
     def _asked_servers_are_there(self) -> UpConfig:
@@ -355,13 +368,16 @@ def _keys_at(model: type[BaseModel], place: Sequence[str | int]) -> Iterator[str
 
 
 def _section_at(model: type[BaseModel], place: Sequence[str | int]) -> type[BaseModel] | None:
+    is_name = False
     for part in place:
-        if isinstance(part, int):
+        if isinstance(part, int) or is_name:
+            is_name = False
             continue
         info: Mapping[str, Any] = model.model_fields
         if part not in info:
             return None
         annotation = info[part].annotation
+        is_name = getattr(annotation, "__origin__", None) is dict
         candidates = [annotation, *getattr(annotation, "__args__", ())]
         sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if not sections:

@@ -60,7 +60,7 @@ def test_a_folder_without_a_checkpoint_is_no_model(write_config: WriteConfig, tm
 def test_a_missing_environment_file_says_where_relative_paths_start(write_config: WriteConfig) -> None:
     problem, hint = problem_of(write_config(environments=[{"command": "no.py", "group_size": 4}]))
 
-    assert "no.py does not exist" in problem
+    assert "no.py is neither a file nor a folder" in problem
     assert str(Path.cwd()) in hint
 
 
@@ -92,6 +92,21 @@ def test_two_environments_of_one_name_are_refused(write_config: WriteConfig) -> 
     problem, _ = problem_of(write_config(environments=[{"command": "a/x.py"}, {"command": "b/x.py"}]))
 
     assert "two environments are named 'x'" in problem
+
+
+def test_a_misspelt_key_of_a_frozen_server_gets_a_hint(write_config: WriteConfig) -> None:
+    problem, hint = problem_of(write_config(frozen={"student": {"max_modl_len": 9}}))
+
+    assert problem == "unknown key 'frozen.student.max_modl_len'"
+    assert hint.startswith("did you mean 'max_model_len'? keys of frozen.student: model, ")
+
+
+@pytest.mark.parametrize("name", ["openai", "env"])
+def test_a_frozen_server_cannot_have_the_flags_of_the_policy(write_config: WriteConfig, name: str) -> None:
+    problem, _ = problem_of(write_config(frozen={name: {}}))
+
+    assert f"frozen: {name!r} is no name for a frozen server" in problem
+    assert "choose another" in problem
 
 
 def test_a_value_of_the_wrong_type_is_shown(write_config: WriteConfig) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from atroposlib.errors import ConfigError
+from atroposlib.launch.processes import GUARD, ChildFailedError
 from atroposlib.testing.byte_tokenizer import byte_tokenizer
 from atroposlib.testing.mock_inference import MockInferenceServer, in_thread
 from tests.trainer.fakes import FakePublisher, FakeResult, a_config
@@ -24,22 +25,13 @@ from trainer.errors import RewardFunctionError
 from trainer.grpo_trainer import GRPOTrainer
 from trainer.local import wiring
 from trainer.local.config import LocalConfig
+from trainer.local.loop import LocalLoop
 from trainer.local.mode import LocalMode
-from trainer.local.progress import figures_of
-
-# A request that is given up at the end of a run may leave its socket to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+from trainer.local.progress import LiveLine, figures_of
 
 TOKENIZER = byte_tokenizer()
 ROWS = [{"prompt": f"{i} + 1 =", "answer": i + 1} for i in range(20)]
 PAGE = (Path(__file__).parents[2] / "docs" / "local-mode.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """No socket is left for the tests after this one."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture
@@ -72,9 +64,8 @@ def a_model() -> Any:
     )  # fmt: skip
 
 
-def train(run_dir: Path, engine: MockInferenceServer, reward: Any, **options: Any) -> Any:
-    """A run of three steps; the trainer and its local mode."""
-    trainer = GRPOTrainer(
+def a_trainer(run_dir: Path, engine: MockInferenceServer, reward: Any, **options: Any) -> Any:
+    return GRPOTrainer(
         model=a_model(),
         args=a_config(run_dir, group_size=4, max_tokens_per_micro_batch=256, **options.pop("config", {})),
         processing_class=TOKENIZER,
@@ -84,6 +75,11 @@ def train(run_dir: Path, engine: MockInferenceServer, reward: Any, **options: An
         local={"inference": {"url": engine.url}, **options.pop("local", {})},
         **options,
     )
+
+
+def train(run_dir: Path, engine: MockInferenceServer, reward: Any, **options: Any) -> Any:
+    """A run of three steps; the trainer and its local mode."""
+    trainer = a_trainer(run_dir, engine, reward, **options)
     trainer.train()
     return trainer, trainer.local
 
@@ -93,8 +89,9 @@ def right(completions: list[str], answer: list[int]) -> list[float]:
 
 
 def nothing_is_left() -> bool:
-    threads = {thread.name for thread in threading.enumerate()}
-    return not psutil.Process().children() and not {name for name in threads if name.startswith("local-")}
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("local-")]
+    services = [child for child in psutil.Process().children() if str(GUARD) in child.cmdline()]
+    return not threads and not services
 
 
 def test_functions_and_rows_become_a_run(tmp_path: Path, engine: MockInferenceServer) -> None:
@@ -136,13 +133,15 @@ def test_the_model_may_come_first_and_need_not_be_named_twice(tmp_path: Path) ->
 
 def test_the_same_folder_goes_on(tmp_path: Path, engine: MockInferenceServer) -> None:
     saving = {"save_strategy": "steps", "save_steps": 1}
-    train(tmp_path, engine, right, config=saving)
+    train(tmp_path, engine, right, config=saving, eval_dataset=ROWS[:5])
 
-    trainer, _ = train(tmp_path, engine, right, config={**saving, "max_steps": 5})
+    trainer, mode = train(tmp_path, engine, right, config={**saving, "max_steps": 5}, eval_dataset=ROWS[:4])
 
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     assert trainer.state.global_step == 5
+    # The evaluation before stays that of the first start.
+    assert {phase: figures["heldout_size"] for phase, figures in mode.evaluations.items()} == {"after": 4}
 
 
 def test_equal_rewards_are_trained_unless_they_are_to_be_skipped(tmp_path: Path, engine: MockInferenceServer) -> None:
@@ -176,6 +175,61 @@ def test_ctrl_c_is_raised_and_leaves_nothing(tmp_path: Path, engine: MockInferen
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, engine, right, publisher=Interrupted(engine))
+
+    assert nothing_is_left()
+
+
+def test_after_ctrl_c_train_may_be_called_again(tmp_path: Path, engine: MockInferenceServer) -> None:
+    class InterruptedOnce(MockPublisher):
+        is_interrupted = False
+
+        def publish(self, version: int, weights: Any) -> FakeResult:
+            if version == 2 and not self.is_interrupted:
+                self.is_interrupted = True
+                raise KeyboardInterrupt
+            return super().publish(version, weights)
+
+    trainer = a_trainer(
+        tmp_path, engine, right, publisher=InterruptedOnce(engine), config={"save_strategy": "steps", "save_steps": 1}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.request_stop("a test")
+    assert trainer.args.inference_servers == []
+
+    trainer.train()
+
+    assert trainer.state.global_step == 3
+    assert nothing_is_left()
+
+
+def test_an_engine_that_lost_the_trained_weights_is_not_evaluated(
+    tmp_path: Path, engine: MockInferenceServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(LocalLoop, "inference_up_since", property(lambda self: time.time()))
+
+    _, mode = train(tmp_path, engine, right, config={"max_steps": 1}, eval_dataset=ROWS[:2])
+
+    assert list(mode.evaluations) == ["before"]
+    assert f"the trained model is in {tmp_path / 'final'}" in caplog.text
+
+
+class _BrokenLoop:
+    failure = ChildFailedError("rollout-server", "was killed by SIGKILL", log_path=Path(), tail="")
+
+
+def test_a_service_that_is_gone_ends_an_evaluation(tmp_path: Path, engine: MockInferenceServer) -> None:
+    release = threading.Event()
+
+    def waits(completions: list[str]) -> list[float]:
+        release.wait(60.0)
+        return [0.0] * len(completions)
+
+    trainer = a_trainer(tmp_path, engine, waits, eval_dataset=ROWS[:1])
+    trainer.args.inference_servers = [engine.url]
+    with pytest.raises(ChildFailedError, match="rollout-server was killed"), LiveLine(1, is_shown=False) as line:
+        trainer.local._evaluate(trainer, line, _BrokenLoop(), "before", is_wanted=True)
+    release.set()
 
     assert nothing_is_left()
 
@@ -237,6 +291,8 @@ def engine_for(config: GRPOConfig, *, context_tokens: int | None = None, **infer
 def test_the_engine_follows_from_the_trainers_options() -> None:
     plain = engine_for(named(run_dir="mine", max_completion_length=20))
 
+    assert plain.port == 0  # a free one
+    assert engine_for(named(run_dir="mine"), port=9001).port == 9001
     assert (plain.max_model_len, plain.served_model_name, plain.lora) == (120, "some/tiny-model", False)
     assert engine_for(named(run_dir="mine"), context_tokens=64).max_model_len == 64
     assert engine_for(named(run_dir="mine"), max_model_len=512, max_num_seqs=3).max_model_len == 512
@@ -262,6 +318,7 @@ def test_an_adapter_is_asked_for_by_its_name() -> None:
     [
         ({"reward_funcs": right}, "reward_funcs is for local mode, which also needs train_dataset"),
         ({"train_dataset": ROWS}, "train_dataset is for local mode, which also needs reward_funcs"),
+        ({"eval_dataset": ROWS}, "eval_dataset is for local mode, which also needs reward_funcs and train_dataset"),
         ({"reward_funcs": right, "train_dataset": []}, "train_dataset has no rows"),
         ({"reward_funcs": right, "train_dataset": ROWS, "eval_dataset": [{"text": ""}]}, "row 0 of eval_dataset"),
     ],
@@ -271,6 +328,20 @@ def test_what_is_missing_is_named_at_once(arguments: dict[str, Any], told: str) 
 
     with pytest.raises(ConfigError, match=told):
         LocalMode.wanted(local=None, **given)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sampling": {"temperature": 0.7}}, r"give GRPOConfig\(temperature=0\.7\)"),
+        ({"sampling": {"max_tokens": 7}}, r"give GRPOConfig\(max_completion_length=7\)"),
+        ({"sampling": {"n": 2}}, r"give GRPOConfig\(num_generations=2\)"),
+        ({"max_promt_tokens": 7}, "local.max_promt_tokens: .*; options of local mode: inference, max_prompt_tokens"),
+    ],
+)
+def test_an_option_that_is_none_of_local_modes_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        LocalMode(reward_funcs=right, train_dataset=ROWS, options=options)
 
 
 def test_without_any_of_its_arguments_there_is_no_local_mode() -> None:

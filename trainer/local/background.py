@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from atroposlib.errors import AtroposError
+
 
 class Background:
     """Runs one coroutine from start() to stop(), or to its own end.
@@ -49,24 +51,38 @@ class Background:
 
     def stop(self, timeout_s: float) -> bool:
         """Cancel it and wait for its end. False: it has not ended within timeout_s."""
+        if self._thread.is_alive():
+            # An impatient Ctrl-C may come between start and begin.
+            self._has_begun.wait(timeout_s)
         if self._task is not None:
             self.call_soon(self._task.cancel)
         return self.join(timeout_s)
 
     def join(self, timeout_s: float) -> bool:
         """Wait for its end. False: it has not ended within timeout_s."""
-        if self._has_begun.is_set():
+        if self._thread.is_alive():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._main())
+            with asyncio.Runner() as runner:
+                runner.run(self._main())
         except asyncio.CancelledError:
             pass
+        except SystemExit as error:
+            # Else the thread would end without a word.
+            self._fail(
+                AtroposError(f"{self._thread.name} was ended by sys.exit({error.code!r}); raise an error instead")
+            )
         except Exception as error:
-            self.failure = first_cause(error)
-            self._on_failure(self.failure)
+            self._fail(first_cause(error))
+        finally:
+            self._has_begun.set()
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        self._on_failure(error)
 
     async def _main(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from atroposlib.launch.config import InferenceSection
+
+OF_THE_TRAINER = {
+    "temperature": "temperature",
+    "max_tokens": "max_completion_length",
+    "max_completion_tokens": "max_completion_length",
+    "n": "num_generations",
+}
+"""Sampling options that the trainer computes with, and their names in GRPOConfig."""
 
 
 class LocalConfig(BaseModel):
@@ -34,3 +42,12 @@ class LocalConfig(BaseModel):
     """Of evaluation; one completion for each row."""
     show_progress: bool | None = None
     """A live line with step, reward and staleness; None: on a terminal and in a notebook."""
+
+    @field_validator("sampling")
+    @classmethod
+    def _leaves_the_trainers_options(cls, sampling: dict[str, Any]) -> dict[str, Any]:
+        for name in OF_THE_TRAINER.keys() & sampling.keys():
+            raise ValueError(
+                f"{name}={sampling[name]!r} is the trainer's: give GRPOConfig({OF_THE_TRAINER[name]}={sampling[name]!r})"
+            )
+        return sampling

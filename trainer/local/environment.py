@@ -146,14 +146,16 @@ class FunctionEnv(BaseEnv):
             "completions": [_completion(prompt, reply.text) for reply in replies],
             "completion_ids": [list(reply.node.completion_ids) for reply in replies],
         }
-        rewards_FN = await self._rewards.score(columns, on_thread=self._on_thread)
+        rewards_FN = await self._rewards.score(
+            columns, on_thread=self._on_thread, timeout_s=self.config.reward_timeout_s
+        )
         if is_training:
             for name, rewards_N in zip(self._rewards.names, rewards_FN, strict=True):
                 self._sums.setdefault(name, []).extend(r for r in rewards_N if r is not None)
         return combined(rewards_FN, self._rewards.weights)
 
     async def _on_thread(self, call: Any) -> Any:
-        return await self.run_blocking(call, timeout_s=self.config.reward_timeout_s)
+        return await self._blocking.run(call, timeout_s=self.config.reward_timeout_s, limit="reward_timeout_s")
 
     def _group(self, prompt: str | Sequence[Mapping[str, Any]], paid: Sequence[tuple[Reply, float]]) -> ScoredDataGroup:
         nodes = [reply.node for reply, _ in paid]

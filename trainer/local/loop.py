@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ HOST = "127.0.0.1"
 SERVER_READY_TIMEOUT_S = 60.0
 POLL_S = 0.5
 STOP_TIMEOUT_S = 60.0
-"""A guardian needs at most three graces for its process, and there are two ranks of them."""
+"""A guardian needs at most three graces for its process; twice that, for a machine that is busy."""
 KILL_TIMEOUT_S = 10.0
 # What does not come up will hardly do so at the second try.
 RESTART = RestartConfig(max_restarts_before_ready=0)
@@ -65,10 +66,13 @@ class LocalLoop:
         self._on_failure = on_failure
         self._show_progress = show_progress
         ports = assign_ports(
-            {"rollout server": (HOST, 0)} | ({} if inference is None else {"inference": (HOST, inference.port or 0)})
+            {"rollout server": (HOST, 0)}
+            | ({} if inference is None else {"local.inference.port": (inference.host, inference.port)})
         )
         self._port = ports["rollout server"]
-        self._inference = None if inference is None else inference.model_copy(update={"port": ports["inference"]})
+        self._inference = (
+            None if inference is None else inference.model_copy(update={"port": ports["local.inference.port"]})
+        )
         self._supervisor = Supervisor(folder.logs, EventLog(folder.events))
         self._background = Background("local-services", self._run, on_failure=self._fail)
         self._ready: Future[None] = Future()
@@ -88,14 +92,22 @@ class LocalLoop:
         """Why the services have ended by themselves."""
         return self._background.failure
 
+    @property
+    def inference_up_since(self) -> float:
+        """Unix time of its last start; infinite while it is down, 0 where none was started."""
+        if self._inference is None:
+            return 0.0
+        child = self._supervisor.children.get("inference")
+        return child.started_at if child is not None and child.state == "running" else math.inf
+
     def pids(self) -> dict[str, int]:
         """Of the services, by name."""
         children = dict(self._supervisor.children)
         return {name: child.pid for name, child in children.items() if child.pid is not None}
 
     def __enter__(self) -> Self:
-        self._background.start()
         try:
+            self._background.start()
             self._wait_until_ready()
         except BaseException:
             self._stop()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import ValidationError
 from transformers import TrainerCallback
 
 from atroposlib.envs.serving.serve import serve
@@ -27,6 +29,7 @@ from trainer.local.progress import LiveLine
 from trainer.local.rewards import RewardFunc, RewardFunctions
 from trainer.local.rows import Row, Rows, check_rows, checked_row
 from trainer.local.wiring import engine_config, env_config, server_configs, wired
+from trainer.policy_model import positions_of
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +73,14 @@ class LocalMode:
         options: LocalConfig | Mapping[str, Any] | None = None,
     ) -> None:
         if reward_funcs is None or train_dataset is None:
-            missing, given = (
-                ("reward_funcs", "train_dataset") if reward_funcs is None else ("train_dataset", "reward_funcs")
+            raise _incomplete(
+                reward_funcs=reward_funcs,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                reward_weights=reward_weights,
+                local=options,
             )
-            raise ConfigError(
-                f"{given} is for local mode, which also needs {missing}; leave both to train on the batches of a "
-                "rollout server"
-            )
-        self.options = options if isinstance(options, LocalConfig) else LocalConfig(**(options or {}))
+        self.options = _options(options)
         self.evaluations: dict[str, dict[str, Any]] = {}
         """Figures of eval_dataset by when: before, after."""
         self._rewards = RewardFunctions(reward_funcs, reward_weights)
@@ -127,25 +130,38 @@ class LocalMode:
         with ExitStack() as stack:
             line = stack.enter_context(LiveLine(trainer.args.max_steps, is_shown=self.options.show_progress))
             loop = stack.enter_context(self._loop(trainer, line))
+            # Of servers that are gone, a second train() would start none.
+            stack.callback(setattr, trainer.args, "inference_servers", trainer.args.inference_servers)
             self._connect(trainer.args, loop)
-            self._evaluate(trainer, line, "before", is_wanted=self.options.eval_before)
+            is_new = not RunFolder(Path(trainer.args.run_dir)).has_evaluation("before")
+            self._evaluate(trainer, line, loop, "before", is_wanted=self.options.eval_before and is_new)
             environment = self._environment_of(trainer)
-            for callback in (line, _WithTheRun(environment.start)):
+            with_run = _WithTheRun(environment.start)
+            for callback in (line, with_run):
                 trainer.add_callback(callback)
                 stack.callback(trainer.remove_callback, callback)
             line.say("waiting for the first batch")
             try:
                 yield
             finally:
-                environment.stop(ENV_STOP_S)
-            for failure in (environment.failure, loop.failure):
+                if not environment.stop(ENV_STOP_S):
+                    log.warning("the environment does not end within %.0f s; its thread is left", ENV_STOP_S)
+            # A service first: its end is the cause of the environment's.
+            for failure in (loop.failure, environment.failure):
                 if failure is not None:
                     raise failure
-            self._evaluate(trainer, line, "after", is_wanted=self.options.eval_after)
+            has_weights = loop.inference_up_since < with_run.stepped_at
+            if not has_weights:
+                log.warning(
+                    "the inference server was started again after the last step, and has the weights of before: not "
+                    "evaluated after training; the trained model is in %s",
+                    RunFolder(Path(trainer.args.run_dir)).final,
+                )
+            self._evaluate(trainer, line, loop, "after", is_wanted=self.options.eval_after and has_weights)
 
     def _loop(self, trainer: LocalTrainer, line: LiveLine) -> LocalLoop:
         config = trainer.args
-        context = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
+        context = positions_of(trainer.model.config.get_text_config())
         return LocalLoop(
             RunFolder(Path(config.run_dir)),
             engine_config(config, self.options, model=self._engine_model, context_tokens=context),
@@ -180,7 +196,7 @@ class LocalMode:
             rewards=self._rewards,
         )
 
-    def _evaluate(self, trainer: LocalTrainer, line: LiveLine, phase: str, *, is_wanted: bool) -> None:
+    def _evaluate(self, trainer: LocalTrainer, line: LiveLine, loop: LocalLoop, phase: str, *, is_wanted: bool) -> None:
         if not self._eval_rows or not is_wanted:
             return
         line.say(f"evaluating {phase}")
@@ -196,12 +212,13 @@ class LocalMode:
         background = Background("local-evaluation", work)
         background.start()
         try:
-            while not background.join(1.0):
+            while not background.join(1.0) and loop.failure is None:
                 pass
         finally:
             background.stop(ENV_STOP_S)
-        if background.failure is not None:
-            raise background.failure
+        for failure in (loop.failure, background.failure):
+            if failure is not None:
+                raise failure
         reward = self.evaluations[phase].get("heldout_reward")
         if reward is not None:
             line.tell(f"held-out reward {phase}: {reward:.3f}")
@@ -213,10 +230,39 @@ class _WithTheRun(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, start: Callable[[], None]) -> None:
         self._start = start
+        self.stepped_at = 0.0
+        """Unix time; every engine that was up then has got the weights since."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """The run is open, and the engines run its version."""
+        self.stepped_at = time.time()
         self._start()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """The new weights are about to be published."""
+        self.stepped_at = time.time()
+
+
+def _incomplete(**arguments: Any) -> ConfigError:
+    given = [name for name, value in arguments.items() if value is not None]
+    missing = [name for name in ("reward_funcs", "train_dataset") if arguments[name] is None]
+    return ConfigError(
+        f"{' and '.join(given)} {'are' if len(given) > 1 else 'is'} for local mode, which also needs "
+        f"{' and '.join(missing)}; leave all of them to train on the batches of a rollout server"
+    )
+
+
+def _options(given: LocalConfig | Mapping[str, Any] | None) -> LocalConfig:
+    if isinstance(given, LocalConfig):
+        return given
+    try:
+        return LocalConfig(**(given or {}))
+    except ValidationError as error:
+        told = "; ".join(
+            f"local.{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        )
+        raise ConfigError(f"{told}; options of local mode: {', '.join(LocalConfig.model_fields)}") from error
 
 
 def _eval_rows(rows: Rows | None) -> list[Row]:

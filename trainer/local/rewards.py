@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 from collections import Counter
@@ -9,10 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-import httpx
-
 from atroposlib.envs.gathering import all_or_none
 from atroposlib.envs.reward_fns.registry import registry
+from atroposlib.envs.server_handling.engines.http_client import is_infrastructure_failure
 from atroposlib.errors import AtroposError, ConfigError, RolloutError
 from trainer.errors import RewardFunctionError
 
@@ -25,9 +25,6 @@ judge. May be async. A name is that of a registered reward function."""
 OnThread: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a blocking call beside the event loop."""
 
-_NO_SIGNAL = (OSError, TimeoutError, httpx.HTTPError)
-"""A judge that cannot be reached says nothing about the policy."""
-
 
 class RewardFunctions:
     """All reward functions of a run, as one.
@@ -36,7 +33,7 @@ class RewardFunctions:
         functions: one, or several.
         weights: of each; 1 if absent.
     Raises:
-        ConfigError: there is none, one cannot be called, or the weights do not fit.
+        ConfigError: there is none, one cannot be called, or the weights do not fit or are all 0.
     """
 
     def __init__(self, functions: RewardFunc | Sequence[RewardFunc], weights: Sequence[float] | None = None) -> None:
@@ -50,46 +47,69 @@ class RewardFunctions:
             raise ConfigError("reward_funcs is empty; give at least one function, e.g. reward_funcs=my_reward")
         if len(self.weights) != len(given):
             raise ConfigError(f"{len(self.weights)} reward_weights for {len(given)} reward_funcs; give one for each")
+        if not any(self.weights) or not all(map(math.isfinite, self.weights)):
+            raise ConfigError(f"reward_weights={self.weights}; give finite numbers, at least one of them not 0")
 
-    async def score(self, columns: Mapping[str, Sequence[Any]], *, on_thread: OnThread) -> list[list[float | None]]:
+    async def score(
+        self, columns: Mapping[str, Sequence[Any]], *, on_thread: OnThread, timeout_s: float
+    ) -> list[list[float | None]]:
         """What each function gives, [F][N].
 
         Args:
             columns: prompts, completions and the rest, N values each.
-            on_thread: runs functions that are not async.
+            on_thread: runs functions that are not async, with a time limit of its own.
+            timeout_s: for each async function.
         Raises:
             RewardFunctionError: one failed, or gave something other than N numbers.
-            RolloutError: one raised it, or could not reach something over the network.
+            RolloutError: one raised it, could not reach something over the network, or took too long.
         """
-        return await all_or_none(self._score_one(i, columns, on_thread) for i in range(len(self._functions)))
+        return await all_or_none(self._score_one(i, columns, on_thread, timeout_s) for i in range(len(self._functions)))
 
     async def _score_one(
-        self, index: int, columns: Mapping[str, Sequence[Any]], on_thread: OnThread
+        self, index: int, columns: Mapping[str, Sequence[Any]], on_thread: OnThread, timeout_s: float
     ) -> list[float | None]:
         function, known, name = self._functions[index], self._arguments[index], self.names[index]
         call = partial(function, **{key: values for key, values in columns.items() if known is None or key in known})
         try:
             given = call() if _is_async(function) else await on_thread(call)
-            given = await given if inspect.isawaitable(given) else given
+            given = await _within(timeout_s, given, name) if inspect.isawaitable(given) else given
         except AtroposError:
             raise
-        except _NO_SIGNAL as error:
-            raise RolloutError(f"reward function {name!r} got no answer: {type(error).__name__}: {error}") from error
-        except Exception as error:
-            raise RewardFunctionError(
-                f"reward function {name!r} failed: {type(error).__name__}: {error}; return None for a completion that it "
-                "cannot judge"
-            ) from error
+        except (Exception, SystemExit) as error:
+            raise _explained(error, name) from error
         return _checked(given, len(columns["completions"]), name)
 
 
+async def _within(timeout_s: float, given: Awaitable[Any], name: str) -> Any:
+    scope = asyncio.timeout(timeout_s)
+    try:
+        async with scope:
+            return await given
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise RolloutError(
+            f"reward function {name!r} took longer than {timeout_s:g} s; raise reward_timeout_s"
+        ) from error
+
+
+def _explained(error: BaseException, name: str) -> AtroposError:
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, Exception) and is_infrastructure_failure(error):
+        # A judge that cannot be reached says nothing about the policy.
+        return RolloutError(f"reward function {name!r} got no answer: {what}")
+    return RewardFunctionError(
+        f"reward function {name!r} failed: {what}; return None for a completion that it cannot judge"
+    )
+
+
 def combined(rewards_FN: Sequence[Sequence[float | None]], weights: Sequence[float]) -> list[float | None]:
-    """[N] weighted sums over the functions that judged a completion; None where none did."""
+    """[N] weighted sums over the functions that judged a completion; None where none of a weight did."""
     return [_weighted_sum(rewards_F, weights) for rewards_F in zip(*rewards_FN, strict=True)]
 
 
 def _weighted_sum(rewards_F: Sequence[float | None], weights: Sequence[float]) -> float | None:
-    judged = [weight * reward for weight, reward in zip(weights, rewards_F, strict=True) if reward is not None]
+    judged = [weight * r for weight, r in zip(weights, rewards_F, strict=True) if r is not None and weight]
     return sum(judged) if judged else None
 
 

@@ -72,12 +72,13 @@ def engine_config(
     """The inference server to start; None where the options name one that runs.
 
     Args:
-        model: folder or Hub id that the engine loads.
+        model: folder or Hub id that the engine loads, unless the options name another.
         context_tokens: longest sequence that the model was made for; None where it does not say.
     """
     if config.inference_servers or local.inference.base_url:
         return None
     section = local.inference
+    model = section.model or model
     wanted = local.max_prompt_tokens + (config.max_completion_length or DEFAULT_COMPLETION_TOKENS)
     derived: dict[str, Any] = {
         "max_model_len": min(wanted, context_tokens or wanted),
@@ -85,10 +86,9 @@ def engine_config(
         **_sharing(config),
         **({"lora": True, "max_lora_rank": _lora_rank(config.lora_r)} if config.sends_adapter else {}),
     }
-    given = {name: getattr(section, name) for name in section.model_fields_set & InferenceConfig.model_fields.keys()}
-    port = section.port or 1  # 0 is no port of a server's; the loop finds one
-    return InferenceConfig(**{**derived, **given, "model": given.get("model") or model, "port": port,
-                              "served_model_name": served_model(config, local)})  # fmt: skip
+    given = {name: getattr(section, name) for name in section.model_fields_set}
+    names = {"model": model, "served_model_name": served_model(config, local)}
+    return section.model_copy(update={**derived, **given, **names})
 
 
 def _sharing(config: GRPOConfig) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
+from atroposlib.errors import RolloutError
 from atroposlib.testing.byte_tokenizer import byte_tokenizer
 from atroposlib.testing.mock_inference import MockInferenceServer
 from atroposlib.type_definitions import MASKED
@@ -113,6 +115,22 @@ async def test_a_buggy_reward_function_is_an_error_and_no_reward(engine: MockInf
     with pytest.raises(RewardFunctionError, match="1 rewards for 4"):
         await env.collect_trajectories(await env.get_next_item())
     await env.aclose()
+
+
+async def test_a_function_that_takes_too_long_is_named_without_the_prompts(engine: MockInferenceServer) -> None:
+    release = threading.Event()
+
+    def hangs(completions: list[str]) -> list[float]:
+        release.wait(10.0)
+        return [0.0] * len(completions)
+
+    env = make_env(engine, hangs, [{"prompt": "a secret"}], reward_timeout_s=0.01)
+    with pytest.raises(RolloutError, match=r"hangs took longer than 0\.01 s; raise reward_timeout_s") as failure:
+        await env.collect_trajectories(await env.get_next_item())
+    release.set()
+    await env.aclose()
+
+    assert "secret" not in str(failure.value)
 
 
 async def test_evaluation_takes_one_greedy_answer_a_row(engine: MockInferenceServer, tmp_path: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -16,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+from atroposlib.launch.config import InferenceSection, LaunchConfigError
 from atroposlib.launch.inference import InferenceConfig
 from atroposlib.launch.processes import ChildFailedError, RestartConfig
 from atroposlib.launch.run_folder import RunFolder
@@ -52,7 +55,7 @@ def mock_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def an_engine() -> InferenceConfig:
-    return InferenceConfig(model="mock", port=1)
+    return InferenceSection(model="mock")
 
 
 @pytest.mark.usefixtures("mock_engine")
@@ -66,6 +69,21 @@ def test_both_services_answer_inside_the_block_and_are_gone_after_it(tmp_path: P
     assert sorted(pids) == ["inference", "rollout-server"]
     assert set(pids.values()) <= set(family)
     assert not any(map(is_alive, family))
+
+
+@pytest.mark.usefixtures("mock_engine")
+def test_two_runs_share_a_machine(tmp_path: Path) -> None:
+    with LocalLoop(RunFolder(tmp_path / "a"), an_engine()) as a, LocalLoop(RunFolder(tmp_path / "b"), an_engine()) as b:
+        urls = {a.rollout_server_url, b.rollout_server_url, *a.inference_servers, *b.inference_servers}
+
+    assert len(urls) == 4
+
+
+def test_a_port_in_use_is_named_as_the_user_knows_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        engine = InferenceSection(model="mock", port=taken.getsockname()[1])
+        with pytest.raises(LaunchConfigError, match=r"^local\.inference\.port: cannot listen"):
+            LocalLoop(RunFolder(tmp_path), engine)
 
 
 async def test_it_starts_beside_an_event_loop_that_runs_as_in_a_notebook(tmp_path: Path) -> None:
@@ -150,6 +168,17 @@ def test_a_service_that_dies_is_started_again_on_the_same_port(tmp_path: Path, m
         wait_until(answers)
 
 
+@pytest.mark.usefixtures("mock_engine")
+def test_it_tells_since_when_the_engine_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "RESTART", RestartConfig(first_pause_s=0.01))
+    with LocalLoop(RunFolder(tmp_path), an_engine()) as loop:
+        first = loop.inference_up_since
+        os.kill(loop.pids()["inference"], signal.SIGKILL)
+
+        wait_until(lambda: loop.inference_up_since == math.inf)
+        wait_until(lambda: first < loop.inference_up_since < math.inf)
+
+
 def test_a_service_that_dies_for_good_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "RESTART", RestartConfig(max_restarts=0))
     told = threading.Event()
@@ -160,6 +189,7 @@ def test_a_service_that_dies_for_good_is_told(tmp_path: Path, monkeypatch: pytes
     assert isinstance(loop.failure, ChildFailedError)
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_the_process_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
     script = textwrap.dedent(

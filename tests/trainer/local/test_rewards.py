@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import socket
+import sys
+import urllib.error
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import aiohttp
 import httpx
+import openai
 import pytest
+import requests
 
 from atroposlib.envs.reward_fns.reward_function import RewardFunction
 from atroposlib.errors import ConfigError, RolloutError
@@ -27,7 +34,7 @@ async def directly(call: Callable[[], Any]) -> Any:
 
 
 async def scores(functions: Any, weights: Sequence[float] | None = None) -> list[list[float | None]]:
-    return await RewardFunctions(functions, weights).score(COLUMNS, on_thread=directly)
+    return await RewardFunctions(functions, weights).score(COLUMNS, on_thread=directly, timeout_s=10.0)
 
 
 async def test_a_function_gets_every_column_as_lists() -> None:
@@ -62,7 +69,7 @@ async def test_functions_may_be_async_objects_and_names() -> None:
 
     functions = RewardFunctions([waits, Callable_(), Ours(weight=0.5), "format"])
 
-    rewards = await functions.score(COLUMNS, on_thread=directly)
+    rewards = await functions.score(COLUMNS, on_thread=directly, timeout_s=10.0)
 
     assert rewards[:3] == [[0.5, 0.5], [0.25, 0.25], [1.0, 1.5]]
     assert functions.names[0] == "waits"
@@ -79,7 +86,7 @@ async def test_blocking_functions_run_where_they_are_told_and_async_ones_do_not(
     async def waits(completions: list[str]) -> list[float]:
         return [0.0, 0.0]
 
-    await RewardFunctions([waits, lambda completions: [1, 2]]).score(COLUMNS, on_thread=on_thread)
+    await RewardFunctions([waits, lambda completions: [1, 2]]).score(COLUMNS, on_thread=on_thread, timeout_s=10.0)
 
     assert ran == ["thread"]
 
@@ -109,13 +116,73 @@ async def test_a_bug_is_told_with_its_cause() -> None:
     assert isinstance(failure.value.__cause__, ZeroDivisionError)
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError("gone"), TimeoutError(), httpx.ReadTimeout("slow")])
+REQUEST = httpx.Request("GET", "http://judge")
+
+
+def status_of_httpx(status: int) -> Exception:
+    return httpx.HTTPStatusError("", request=REQUEST, response=httpx.Response(status))
+
+
+def status_of_requests(status: int) -> Exception:
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(response=response)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError("gone"),
+        TimeoutError(),
+        socket.gaierror("no such host"),
+        urllib.error.URLError("no route"),
+        httpx.ReadTimeout("slow"),
+        openai.APITimeoutError(REQUEST),  # type: ignore[arg-type]
+        aiohttp.ServerTimeoutError(),
+        requests.ConnectionError(),
+        requests.ReadTimeout(),
+        status_of_httpx(503),
+        status_of_requests(429),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 async def test_a_judge_that_cannot_be_reached_is_no_bug(error: Exception) -> None:
     def judge(completions: list[str]) -> list[float]:
         raise error
 
     with pytest.raises(RolloutError, match="got no answer"):
         await scores(judge)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError("answers.json"), PermissionError("/tmp"), status_of_httpx(401), status_of_requests(404)],
+    ids=lambda error: type(error).__name__,
+)
+async def test_what_another_try_would_not_mend_is_a_bug(error: Exception) -> None:
+    def judge(completions: list[str]) -> list[float]:
+        raise error
+
+    with pytest.raises(RewardFunctionError, match="'judge' failed"):
+        await scores(judge)
+
+
+async def test_a_function_that_leaves_python_is_a_bug() -> None:
+    with pytest.raises(RewardFunctionError, match="SystemExit: 3"):
+        await scores(lambda completions: sys.exit(3))
+
+
+async def test_an_async_function_has_the_time_limit_too() -> None:
+    async def hangs(completions: list[str]) -> list[float]:
+        await asyncio.get_running_loop().create_future()
+        return []
+
+    with pytest.raises(RolloutError, match=r"'hangs' took longer than 0\.01 s; raise reward_timeout_s"):
+        await RewardFunctions(hangs).score(COLUMNS, on_thread=directly, timeout_s=0.01)
+
+
+def test_a_function_of_no_weight_judges_nothing() -> None:
+    assert combined([[1.0, None], [0.5, 0.5]], [1.0, 0.0]) == [1.0, None]
 
 
 def test_rewards_are_summed_over_the_functions_that_judged() -> None:
@@ -127,6 +194,8 @@ def test_rewards_are_summed_over_the_functions_that_judged() -> None:
     [
         ([], None, "empty"),
         ([len], [1.0, 2.0], "2 reward_weights for 1"),
+        ([len, max], [0.0, 0.0], "at least one of them not 0"),
+        ([len], [math.nan], "finite numbers"),
         ([3], None, "cannot be called"),
         ("no_such_reward", None, "unknown reward function 'no_such_reward'"),
     ],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 import sys
 import urllib.request
 from collections.abc import Mapping
@@ -169,9 +170,10 @@ def is_infrastructure_failure(error: Exception) -> bool:
     """Whether a client library's error means that the server failed, rather than that the request was wrong."""
     if isinstance(error, AtroposError):
         return False
-    if isinstance(error, ConnectionError | TimeoutError):
+    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
         return True
-    status = getattr(error, "status_code", getattr(error, "status", None))
+    answer = getattr(error, "response", None)
+    status = getattr(error, "status_code", getattr(error, "status", getattr(answer, "status_code", None)))
     if isinstance(status, int):
         return status >= 500 or status in RETRIED_STATUSES
     return isinstance(error, _transport_errors())
@@ -184,6 +186,8 @@ def _transport_errors() -> tuple[type[Exception], ...]:
         "httpx": ("TransportError",),
         "httpx2": ("TransportError",),
         "openai": ("APIConnectionError",),
+        "requests": ("ConnectionError", "Timeout"),
+        "urllib.error": ("URLError",),
     }
     return tuple(
         getattr(sys.modules[module], name)
