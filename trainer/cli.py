@@ -137,12 +137,13 @@ def _warn_of_variables() -> None:
 def _train(config: AnyConfig) -> int:
     from transformers.utils.logging import disable_progress_bar
 
-    from trainer.allocator import keep_freed_memory
+    from trainer.allocator import GiveBackFreedMemory, keep_freed_memory
 
     disable_progress_bar()
-    if config.use_cpu:
-        keep_freed_memory()
+    keeps_memory = config.use_cpu and keep_freed_memory()
     trainer = method_of(config).trainer_class(config)
+    if keeps_memory:
+        trainer.add_callback(GiveBackFreedMemory())
 
     def stop(number: int, _frame: object) -> None:
         trainer.request_stop(signal.Signals(number).name)

@@ -19,7 +19,7 @@ from atroposlib.envs.serving.serve import serve
 from atroposlib.envs.tokenizers import load_tokenizer
 from atroposlib.errors import ConfigError
 from atroposlib.launch.run_folder import RunFolder
-from trainer.allocator import keep_freed_memory
+from trainer.allocator import GiveBackFreedMemory, keep_freed_memory
 from trainer.config import GRPOConfig
 from trainer.local.background import Background
 from trainer.local.config import LocalConfig
@@ -125,9 +125,10 @@ class LocalMode:
         """
         # Name servers that do not answer would hold up weight sync; see atropos-trainer.
         os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:3")
-        if trainer.args.use_cpu:
-            keep_freed_memory()
         with ExitStack() as stack:
+            if trainer.args.use_cpu and keep_freed_memory():
+                trainer.add_callback(gives_back := GiveBackFreedMemory())
+                stack.callback(trainer.remove_callback, gives_back)
             line = stack.enter_context(LiveLine(trainer.args.max_steps, is_shown=self.options.show_progress))
             loop = stack.enter_context(self._loop(trainer, line))
             # Of servers that are gone, a second train() would start none.
