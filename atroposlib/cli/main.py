@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         return USAGE_STATUS
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Who read our output has read enough, as `head` does. What is still in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _run_own(argv: Sequence[str]) -> int:
