@@ -15,7 +15,6 @@ from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import anyio
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
@@ -272,7 +271,7 @@ class RolloutClient:
             tries += 1
             problem: str
             try:
-                response = await self._request(
+                response = await self._http.request(
                     method, path, timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)), **kwargs
                 )
             except httpx.TransportError as error:
@@ -293,27 +292,6 @@ class RolloutClient:
             if tries == 1:
                 log.warning("rollout server does not answer, trying on: %s %s: %s", method, path, problem)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-
-    async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """One try.
-
-        In a task group: httpx closes idle connections under anyio's shield, which a bare Task.cancel() goes through,
-        and a connection that is taken out of the pool and not closed leaves its socket open.
-        """
-        answers: list[httpx.Response] = []
-        failures: list[Exception] = []
-
-        async def ask() -> None:
-            try:
-                answers.append(await self._http.request(method, path, **options))
-            except Exception as error:
-                failures.append(error)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ask)
-        if failures:
-            raise failures.pop()
-        return answers.pop()
 
 
 class _TryAgainError(Exception):

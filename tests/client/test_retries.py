@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import warnings
-from collections.abc import AsyncIterator
-from contextlib import suppress
 
 import httpx
 import pytest
@@ -46,45 +42,3 @@ async def test_a_short_deadline_is_kept() -> None:
         async with asyncio.timeout(10):  # far below the 30 s of a request
             with pytest.raises(ServerUnreachableError, match=r"within 0\.2 s"):
                 await client.renew_trainer(0)
-
-
-@pytest.fixture
-async def empty_server() -> AsyncIterator[str]:
-    """Answers every request with an empty list, and keeps the connection."""
-    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]"
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while await reader.readuntil(b"\r\n\r\n"):
-                writer.write(answer)
-        writer.close()
-
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
-    yield f"http://{host}:{port}"
-    server.close()
-
-
-@pytest.mark.parametrize("turns", [1, 2, 3])
-async def test_a_call_that_is_cancelled_leaves_no_socket(turns: int, empty_server: str) -> None:
-    """While it closes connections that idled too long, which are out of the pool by then."""
-    async with RolloutClient(empty_server) as client:
-        await asyncio.gather(*(client.servers() for _ in range(3)))
-        idle = client._http._transport._pool.connections  # type: ignore[attr-defined]
-        assert len(idle) == 3
-        for connection in idle:
-            connection._connection._expire_at = 0.0
-        del idle, connection
-
-        call = asyncio.create_task(client.servers())
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        del call
-        gc.collect()
-    assert [str(warning.message) for warning in told] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import threading
@@ -29,9 +30,19 @@ from trainer.local.loop import LocalLoop
 from trainer.local.mode import LocalMode
 from trainer.local.progress import LiveLine, figures_of
 
+# A request that is given up at the end of a run may leave its socket to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 TOKENIZER = byte_tokenizer()
 ROWS = [{"prompt": f"{i} + 1 =", "answer": i + 1} for i in range(20)]
 PAGE = (Path(__file__).parents[2] / "docs" / "local-mode.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """No socket is left for the tests after this one."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

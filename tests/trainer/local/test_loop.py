@@ -60,14 +60,15 @@ def an_engine() -> InferenceConfig:
 
 @pytest.mark.usefixtures("mock_engine")
 def test_both_services_answer_inside_the_block_and_are_gone_after_it(tmp_path: Path) -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
     with LocalLoop(RunFolder(tmp_path), an_engine()) as loop:
         pids = loop.pids()
-        family = [child.pid for child in psutil.Process().children(recursive=True)]
+        family = {child.pid for child in psutil.Process().children(recursive=True)} - before
         answers = [httpx.get(f"{loop.rollout_server_url}/healthz"), httpx.get(f"{loop.inference_servers[0]}/health")]
 
     assert [answer.status_code for answer in answers] == [200, 200]
     assert sorted(pids) == ["inference", "rollout-server"]
-    assert set(pids.values()) <= set(family)
+    assert set(pids.values()) <= family
     assert not any(map(is_alive, family))
 
 
