@@ -7,6 +7,8 @@ import contextlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from atroposlib.client import RolloutClient
@@ -54,7 +56,8 @@ class Telemetry:
         recent = [float(line["time"]) for line in self.steps[-9:] if "time" in line]
         if len(recent) < 2 or self.step >= self.num_steps:
             return None
-        pace_s = (recent[-1] - recent[0]) / (len(recent) - 1)
+        # The median: a run that goes on has a gap as long as it lay still.
+        pace_s = median(after - before for before, after in pairwise(recent))
         return max(0.0, pace_s * (self.num_steps - self.step) - (time.time() - recent[-1]))
 
     @property

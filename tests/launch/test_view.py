@@ -54,6 +54,13 @@ def test_the_view_shows_progress_reward_and_what_a_process_waits_for(telemetry: 
         assert words in text
 
 
+def test_the_time_that_a_run_lay_still_says_nothing_about_its_pace(telemetry: Telemetry) -> None:
+    now = time.time()
+    telemetry.steps = [{"step": i, "time": now + seconds} for i, seconds in enumerate((-3602, -3601, -2, -1, 0))]
+
+    assert telemetry.eta_s == pytest.approx(5, abs=1)
+
+
 def test_the_view_stands_before_anything_is_known(telemetry: Telemetry) -> None:
     assert "step 0/10" in shown(telemetry, 100)
 
