@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
 from atroposlib.errors import ConfigError
-from trainer import deepspeed_presets
+from trainer.logprobs import PackedPolicy
 from trainer.supervised import preparation
 from trainer.supervised.config import GKDConfig
 from trainer.supervised.dataset_trainer import DatasetTrainer, Optimizers
@@ -19,9 +19,8 @@ from trainer.supervised.evaluation import Outcome, generation_metrics, is_right,
 from trainer.supervised.preparation import Rows
 from trainer.supervised.sampling import Sampler, Sampling
 from trainer.supervised.span_scores import SpanScorer
-from trainer.supervised.teacher import load_teacher, teacher_tokenizer
+from trainer.supervised.teacher import Teacher, load_teacher, teacher_tokenizer
 from trainer.supervised.tokenizers import has_same_vocabulary, is_same_tokenizer
-from trainer.tracking import prepare_tracking
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +58,12 @@ class GKDTrainer(DatasetTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         optimizers: Optimizers = (None, None),
     ) -> None:
-        prepare_tracking(config)
-        if config.deepspeed:
-            deepspeed_presets.meet_ranks(on_cpu=config.use_cpu, timeout_s=config.ddp_timeout)
+        preparation.start(config)
         tokenizer = preparation.tokenizer_of(config, tokenizer)
         teachers = teacher_processing_class if teacher_processing_class is not None else teacher_tokenizer(config)
         # Before any weights: this is quick.
         is_aligned = aligns(config, tokenizer, teachers)
-        # A fresh adapter is random.
-        set_seed(config.seed)
-        policy = preparation.policy_of(config, model)
-        preparation.check_vocabulary(policy, tokenizer)
-        preparation.fit_context(config, policy)
+        policy = preparation.policy_of(config, model, tokenizer)
         data = preparation.data_of(
             config,
             tokenizer,
@@ -80,12 +73,7 @@ class GKDTrainer(DatasetTrainer):
         )
         teacher = load_teacher(config, teachers, lm=teacher_model)
         preparation.check_vocabulary(teacher.policy, teachers)
-        student = DistilledPolicy(
-            policy.lm,
-            chunk_size=config.logprob_chunk_size,
-            divergence=Divergence(config.beta, config.kd_temperature, is_rescaled=config.jsd_rescale),
-        )
-        student.learn_from(teacher.lm.get_output_embeddings())
+        student = student_of(config, policy, teacher)
         self._sampler = Sampler(student.lm, tokenizer)
         self._ranks = Ranks(config.process_index, config.world_size)
         self._asked = questions_of(
@@ -95,11 +83,9 @@ class GKDTrainer(DatasetTrainer):
             max_seq_length=config.max_seq_length,
         )
         preparation.check_best(config, data, self._asked.questions)
-        scorer = (
-            SpanScorer(teacher, tokenizer, ends=self._sampler.ends, max_tokens=config.pass_tokens)
-            if is_aligned
-            else None
-        )
+        scorer = None
+        if is_aligned:
+            scorer = SpanScorer(teacher, tokenizer, ends=self._sampler.ends, max_tokens=config.pass_tokens)
         objective = Distillation(
             config,
             teacher,
@@ -145,6 +131,14 @@ class GKDTrainer(DatasetTrainer):
             Outcome(len(reply), None if each.ground_truth is None else is_right(text, each.ground_truth))
             for each, reply, text in zip(questions, replies, texts, strict=True)
         ]
+
+
+def student_of(config: GKDConfig, policy: PackedPolicy, teacher: Teacher) -> DistilledPolicy:
+    """The policy with the teacher's output layer to be compared with."""
+    divergence = Divergence(config.beta, config.kd_temperature, is_rescaled=config.jsd_rescale)
+    student = DistilledPolicy(policy.lm, chunk_size=config.logprob_chunk_size, divergence=divergence)
+    student.learn_from(teacher.lm.get_output_embeddings())
+    return student
 
 
 def aligns(config: GKDConfig, tokenizer: Any, teachers: Any) -> bool:

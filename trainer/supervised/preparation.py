@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import set_seed
+
 from atroposlib.data.load import Splits, load_splits
 from atroposlib.errors import ConfigError
+from trainer import deepspeed_presets
 from trainer.logprobs import PackedPolicy
 from trainer.lora import options_of
 from trainer.methods import check_required
@@ -18,6 +21,7 @@ from trainer.supervised.config_checks import EVAL_METRICS, GENERATION_METRICS
 from trainer.supervised.evaluation import Question
 from trainer.supervised.examples import Example, Row, is_prompt_alone, prepare, row_tokenizer
 from trainer.supervised.tokenizers import load_tokenizer
+from trainer.tracking import prepare_tracking
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +41,32 @@ class Data:
     """How many rows there were, and what became of them."""
 
 
-def policy_of(config: DatasetTrainingConfig, model: Any) -> PackedPolicy:
-    """The model to train: from memory, or the one that the configuration names.
+def start(config: DatasetTrainingConfig) -> None:
+    """What comes before anything is loaded: the sinks are checked, and ranks under DeepSpeed meet.
 
     Raises:
-        ConfigError: there is none, or its logprobs cannot be computed here.
+        ConfigError: a sink that report_to names cannot be used.
     """
+    prepare_tracking(config)
+    if config.deepspeed:
+        deepspeed_presets.meet_ranks(on_cpu=config.use_cpu, timeout_s=config.ddp_timeout)
+
+
+def policy_of(config: DatasetTrainingConfig, model: Any, tokenizer: Any) -> PackedPolicy:
+    """The model to train: from memory, or the one that the configuration names. Lowers max_seq_length to its positions.
+
+    Raises:
+        ConfigError: there is none, its logprobs cannot be computed here, or it does not fit the tokenizer or max_seq_length.
+    """
+    # A fresh adapter is random.
+    set_seed(config.seed)
+    policy = _loaded(config, model)
+    check_vocabulary(policy, tokenizer)
+    _fit_context(config, policy)
+    return policy
+
+
+def _loaded(config: DatasetTrainingConfig, model: Any) -> PackedPolicy:
     if model is not None:
         return build_policy(model, logprob_chunk_size=config.logprob_chunk_size, lora=options_of(config))
     check_required(config, "model_name_or_path")
@@ -86,7 +110,7 @@ def check_vocabulary(policy: PackedPolicy, tokenizer: Any) -> None:
         )
 
 
-def fit_context(config: DatasetTrainingConfig, policy: PackedPolicy) -> None:
+def _fit_context(config: DatasetTrainingConfig, policy: PackedPolicy) -> None:
     """Lower max_seq_length to the positions that the model has, where it was not given.
 
     Raises:

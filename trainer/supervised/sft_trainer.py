@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
-from trainer import deepspeed_presets
 from trainer.supervised import preparation
 from trainer.supervised.config import SFTConfig
 from trainer.supervised.dataset_trainer import DatasetTrainer, Optimizers
 from trainer.supervised.objectives import CrossEntropy
 from trainer.supervised.preparation import Rows
-from trainer.tracking import prepare_tracking
 
 
 class SFTTrainer(DatasetTrainer):
@@ -46,15 +44,9 @@ class SFTTrainer(DatasetTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         optimizers: Optimizers = (None, None),
     ) -> None:
-        prepare_tracking(config)
-        if config.deepspeed:
-            deepspeed_presets.meet_ranks(on_cpu=config.use_cpu, timeout_s=config.ddp_timeout)
+        preparation.start(config)
         tokenizer = preparation.tokenizer_of(config, tokenizer)
-        # A fresh adapter is random.
-        set_seed(config.seed)
-        policy = preparation.policy_of(config, model)
-        preparation.check_vocabulary(policy, tokenizer)
-        preparation.fit_context(config, policy)
+        policy = preparation.policy_of(config, model, tokenizer)
         data = preparation.data_of(config, tokenizer, train_dataset=train_dataset, eval_dataset=eval_dataset)
         preparation.check_best(config, data)
         super().__init__(
