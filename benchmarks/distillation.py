@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from atroposlib.data.answers import question_of
 from atroposlib.data.chats import as_messages
 from atroposlib.errors import DataError
-from trainer.allocator import keep_freed_memory
+from trainer.step.allocator import keep_freed_memory
 from trainer.supervised.config import GKDConfig, SFTConfig
 from trainer.supervised.examples import Example, prepare, row_tokenizer
 from trainer.supervised.gkd_trainer import GKDTrainer

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from atroposlib.launch.inference import InferenceConfig, has_gpu, vllm_command, wait_until_ready
-from trainer.policy_model import build_policy
+from trainer.policy.loading import build_policy
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.sources import weight_source
 from trainer.weight_sync.transports.base import NamedWeights

@@ -34,10 +34,10 @@ from atroposlib.rim.config import RIMConfig
 from atroposlib.teaching.config import TeacherEnvConfig
 from environments.chain_sum import ChainSumConfig
 from rollout_server.config import ServerConfig
-from trainer import presets
-from trainer.config import GRPOConfig
-from trainer.config_values import attribute_docs
-from trainer.refused import ELSEWHERE, ELSEWHERE_SUPERVISED, REFUSED, REFUSED_SUPERVISED
+from trainer.config import presets
+from trainer.config.grpo import GRPOConfig
+from trainer.config.refused import ELSEWHERE, ELSEWHERE_SUPERVISED, REFUSED, REFUSED_SUPERVISED
+from trainer.config.values import attribute_docs
 from trainer.supervised.config import GKDConfig, SFTConfig
 from trainer.weight_sync.config import WeightSyncConfig
 

@@ -13,14 +13,14 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from atroposlib.errors import AtroposError
-from trainer import deepspeed_presets, presets
-from trainer.config_values import attribute_docs
+from trainer.config import deepspeed_presets, presets
+from trainer.config.resolved import describe, keep
+from trainer.config.values import attribute_docs
 from trainer.methods import METHODS, method_of
-from trainer.resolved_config import describe, keep
 from trainer.weight_sync.config import WeightSyncConfig
 
 if TYPE_CHECKING:
-    from trainer.config import GRPOConfig
+    from trainer.config.grpo import GRPOConfig
     from trainer.supervised.config import DatasetTrainingConfig
 
     AnyConfig = GRPOConfig | DatasetTrainingConfig
@@ -114,7 +114,7 @@ def _weight_sync_help() -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from trainer.compose import load_config_with_origins
+    from trainer.config.compose import load_config_with_origins
 
     _warn_of_variables()
     recipe = [f"recipe={options.recipe}"] if options.recipe else []
@@ -137,7 +137,7 @@ def _warn_of_variables() -> None:
 def _train(config: AnyConfig) -> int:
     from transformers.utils.logging import disable_progress_bar
 
-    from trainer.allocator import GiveBackFreedMemory, keep_freed_memory
+    from trainer.step.allocator import GiveBackFreedMemory, keep_freed_memory
 
     disable_progress_bar()
     keeps_memory = config.use_cpu and keep_freed_memory()

@@ -18,32 +18,35 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, set_seed
 
 from atroposlib.errors import ConfigError, ServerUnreachableError
-from trainer import deepspeed_presets, engine_link, kernels, run_setup
 from trainer.agreement import agreed, together
-from trainer.batch_checks import checked
-from trainer.batch_stream import Client
-from trainer.checkpoint_keeper import CheckpointKeeper
-from trainer.completions_table import Decode
-from trainer.config import GRPOConfig
+from trainer.batches.checks import checked
+from trainer.batches.micro_batch import RankShare
+from trainer.batches.step_batch import StepBatch
+from trainer.batches.stream import Client
+from trainer.checkpoints.keeper import CheckpointKeeper
+from trainer.config import deepspeed_presets
+from trainer.config.grpo import GRPOConfig
 from trainer.errors import RankError, UnusableBatchError
-from trainer.hub import hub_target, push_folder
 from trainer.local.config import LocalConfig
 from trainer.local.mode import LocalMode
 from trainer.local.rewards import RewardFunc
 from trainer.local.rows import Rows
 from trainer.loop_hooks import Hooks, Steps
-from trainer.metrics import TokenFigures, TokenSums, batch_metrics
-from trainer.micro_batch import RankShare
 from trainer.packed_trainer import PackedTrainer
-from trainer.policy_model import prepare_partitioned
-from trainer.publication import Publisher
-from trainer.reference import AdapterOff, OwnCopy, own_policy, reference_of
-from trainer.step_batch import StepBatch
-from trainer.step_guard import StepGuard
-from trainer.step_loss import rule_of
-from trainer.step_passes import StepPasses
-from trainer.tracking import prepare_tracking
-from trainer.training_run import TrainingRun
+from trainer.policy import kernels
+from trainer.policy.hub import hub_target, push_folder
+from trainer.policy.loading import prepare_partitioned
+from trainer.policy.reference import AdapterOff, OwnCopy, own_policy, reference_of
+from trainer.reporting.completions_table import Decode
+from trainer.reporting.metrics import TokenFigures, TokenSums, batch_metrics
+from trainer.reporting.tracking import prepare_tracking
+from trainer.run import engine_link
+from trainer.run import setup as run_setup
+from trainer.run.publication import Publisher
+from trainer.run.training_run import TrainingRun
+from trainer.step.guard import StepGuard
+from trainer.step.loss import rule_of
+from trainer.step.passes import StepPasses
 from trainer.weight_sync.sources import is_partitioned, weight_source
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from trainer.micro_batch import RankShare
+from trainer.batches.micro_batch import RankShare
 
 if TYPE_CHECKING:
     from trainer.grpo_trainer import GRPOTrainer

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import Any
 
 from atroposlib.errors import ConfigError
-from trainer import config_values
-from trainer.config_schema import Schema, schema_of
-from trainer.refused import REFUSED, REFUSED_SUPERVISED
+from trainer.config import values as config_values
+from trainer.config.refused import REFUSED, REFUSED_SUPERVISED
+from trainer.config.schema import Schema, schema_of
 
 DEFAULT = "grpo"
 
@@ -55,7 +55,7 @@ METHODS: dict[str, Method] = {
         Method(
             name="grpo",
             meaning="reinforcement learning on the batches of a rollout server",
-            config="trainer.config:GRPOConfig",
+            config="trainer.config.grpo:GRPOConfig",
             trainer="trainer.grpo_trainer:GRPOTrainer",
             refused=REFUSED,
             required={"model_name_or_path": "the policy's folder"},

@@ -8,13 +8,13 @@ from typing import Any
 
 from transformers import Trainer
 
-from trainer import checkpoints
-from trainer.checkpoint_keeper import CheckpointKeeper
-from trainer.deepspeed_saving import meeting_in_spite_of_failures
-from trainer.logprobs import PackedPolicy
-from trainer.lora import load_adapter
-from trainer.micro_batch import RankShare
-from trainer.policy_model import PolicySaver
+from trainer.batches.micro_batch import RankShare
+from trainer.checkpoints import folders as checkpoints
+from trainer.checkpoints.deepspeed_saving import meeting_in_spite_of_failures
+from trainer.checkpoints.keeper import CheckpointKeeper
+from trainer.policy.loading import PolicySaver
+from trainer.policy.logprobs import PackedPolicy
+from trainer.policy.lora import load_adapter
 from trainer.weight_sync.sources import full_numel, has_adapter, weight_source
 from trainer.weight_sync.transports.base import NamedWeights
 

@@ -16,7 +16,7 @@ from atroposlib.teaching.config import TeacherEnvConfig
 from atroposlib.teaching.diagnosis import DiagnosticResult
 from atroposlib.teaching.env import TeacherEnv
 from atroposlib.teaching.scoring import reward_by_scores
-from trainer.config import GRPOConfig
+from trainer.config.grpo import GRPOConfig
 from trainer.grpo_trainer import GRPOTrainer
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ import numpy as np
 
 from atroposlib.wire.columns import Group
 from atroposlib.wire.models import RunInfo, RunRequest
-from trainer.compose import load_config
+from trainer.config.compose import load_config
 from trainer.grpo_trainer import GRPOTrainer
 
 

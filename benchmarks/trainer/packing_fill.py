@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.rollout_server.report import table
-from trainer.packing import pack_for_ranks
+from trainer.batches.packing import pack_for_ranks
 
 HIDDEN_SIZE = 1024
 

@@ -28,7 +28,7 @@ from atroposlib.launch.inference import InferenceConfig
 from atroposlib.launch.serve_inference import InferenceService
 from atroposlib.wire.models import InferenceServer, Role
 from tests.processes import RolloutServerProcess, free_port
-from trainer.publication import longest_s
+from trainer.run.publication import longest_s
 from trainer.weight_sync.config import WeightSyncConfig
 
 FAKE_ENGINE = Path(__file__).parents[1] / "launch" / "fakes" / "engine.py"

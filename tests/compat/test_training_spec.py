@@ -16,12 +16,12 @@ from atroposlib.envs.server_handling.server_manager import ServerManagerConfig
 from atroposlib.errors import ConfigError
 from atroposlib.rim.config import RIMConfig
 from atroposlib.teaching.config import TeacherEnvConfig
-from trainer.compose import Composition, load_config, load_config_with_origins
-from trainer.config import GRPOConfig
-from trainer.config_checks import doubts
-from trainer.config_layers import layers
-from trainer.deepspeed_presets import PRESETS
-from trainer.grammar import canonical
+from trainer.config.checks import doubts
+from trainer.config.compose import Composition, load_config, load_config_with_origins
+from trainer.config.deepspeed_presets import PRESETS
+from trainer.config.grammar import canonical
+from trainer.config.grpo import GRPOConfig
+from trainer.config.layers import layers
 from trainer.methods import METHODS
 
 

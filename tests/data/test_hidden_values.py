@@ -8,7 +8,7 @@ from atroposlib.data.config import DataConfig
 from atroposlib.envs.command_line.usage import UsageError, validate
 from atroposlib.errors import ConfigError
 from atroposlib.teaching.config import TeacherEnvConfig
-from trainer.config_values import coerce
+from trainer.config.values import coerce
 
 URL = "postgresql://reader:SECRET@host/db"
 

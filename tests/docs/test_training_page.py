@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.fakes import FakeRolloutServer, a_config, tiny_llama
-from trainer.alarms import alarm_rules
-from trainer.config_checks import ONE_OF
+from trainer.config.checks import ONE_OF
 from trainer.grpo_trainer import GRPOTrainer
 from trainer.methods import METHODS
+from trainer.reporting.alarms import alarm_rules
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")

@@ -109,7 +109,7 @@ def start_trainer(options: dict[str, Any]) -> BaseProcess:
 def _train(options: dict[str, Any]) -> None:
     import torch
 
-    from trainer.config import GRPOConfig
+    from trainer.config.grpo import GRPOConfig
     from trainer.grpo_trainer import GRPOTrainer
 
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.end_to_end.conftest import MODEL, running_vllm
-from trainer.logprobs import PackedPolicy
+from trainer.policy.logprobs import PackedPolicy
 from trainer.weight_sync.config import WeightSyncConfig
 from trainer.weight_sync.connect import connect
 from trainer.weight_sync.engines.vllm import VllmControl

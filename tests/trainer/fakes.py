@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from atroposlib.errors import AtroposError, FencedError, NoBatchError
 from atroposlib.wire.columns import Group, build_group
 from atroposlib.wire.models import RunInfo, RunRequest
-from trainer.config import GRPOConfig
+from trainer.config.grpo import GRPOConfig
 
 VOCABULARY = 32
 REWARDED_TOKEN = 7

@@ -24,7 +24,7 @@ from tests.trainer.fakes import FakeRolloutServer, a_config
 from tests.trainer.mixed_batch import mixed_groups
 from tests.trainer.plain_reference import Answer
 from trainer.grpo_trainer import GRPOTrainer
-from trainer.logprobs import PackedPolicy
+from trainer.policy.logprobs import PackedPolicy
 
 # Each objective, aggregation, correction, scale and divergence at least once. bypass makes the objective's ratio differ from 1.
 SETTINGS: dict[str, dict[str, Any]] = {

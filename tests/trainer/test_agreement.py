@@ -8,8 +8,9 @@ import pytest
 
 from atroposlib.errors import NoBatchError
 from tests.trainer.fault_worker import start
-from trainer import agreement, checkpoints
+from trainer import agreement
 from trainer.agreement import agreed
+from trainer.checkpoints import folders as checkpoints
 from trainer.errors import RankError
 
 

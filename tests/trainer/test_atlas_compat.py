@@ -14,7 +14,7 @@ from tests.trainer.fakes import VOCABULARY
 from tests.trainer.gradient_worker import Layout, step_of
 from tests.trainer.mixed_batch import sharp_llama
 from tests.trainer.plain_reference import logprobs_of, relative_error
-from trainer.compose import load_config
+from trainer.config.compose import load_config
 
 LOSS_OPTIONS = (
     "advantage_scale", "loss_type", "loss_aggregation", "correction", "overlong", "beta", "kl_estimator", "kl_placement",

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer import checkpoints
-from trainer.checkpoints import MARKER
+from trainer.checkpoints import folders as checkpoints
+from trainer.checkpoints.folders import MARKER
 
 
 def a_checkpoint(folder: Path, step: int) -> Path:

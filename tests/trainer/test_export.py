@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from atroposlib.errors import ConfigError
 from tests.trainer.fakes import tiny_llama
 from trainer.export import export, main
-from trainer.lora import LoraOptions, add_adapter, save_adapter
+from trainer.policy.lora import LoraOptions, add_adapter, save_adapter
 
 IDS = torch.tensor([[1, 5, 9, 2]])
 

@@ -26,13 +26,13 @@ from tests.trainer.fakes import (
     random_groups,
     tiny_llama,
 )
-from trainer import checkpoints
+from trainer.batches.micro_batch import build_micro_batch, share_of_rank
+from trainer.batches.prompt_sharing import cluster
+from trainer.batches.step_batch import build_step_batch
+from trainer.checkpoints import folders as checkpoints
 from trainer.errors import NonFiniteError, StalenessError, TrainerError
 from trainer.grpo_trainer import GRPOTrainer
-from trainer.logprobs import PackedPolicy
-from trainer.micro_batch import build_micro_batch, share_of_rank
-from trainer.prompt_sharing import cluster
-from trainer.step_batch import build_step_batch
+from trainer.policy.logprobs import PackedPolicy
 from trainer.weight_sync.config import WeightSyncConfig
 
 

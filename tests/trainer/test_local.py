@@ -21,7 +21,7 @@ from atroposlib.launch.processes import GUARD, ChildFailedError
 from atroposlib.testing.byte_tokenizer import byte_tokenizer
 from atroposlib.testing.mock_inference import MockInferenceServer, in_thread
 from tests.trainer.fakes import FakePublisher, FakeResult, a_config
-from trainer.config import GRPOConfig
+from trainer.config.grpo import GRPOConfig
 from trainer.errors import RewardFunctionError
 from trainer.grpo_trainer import GRPOTrainer
 from trainer.local import wiring

@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from atroposlib.errors import ConfigError
-from trainer.compose import Composition, load_config, load_config_with_origins
-from trainer.config import GRPOConfig
-from trainer.config_layers import layers
-from trainer.config_schema import FLAT_GROUPS
-from trainer.grammar import NESTED
+from trainer.config.compose import Composition, load_config, load_config_with_origins
+from trainer.config.grammar import NESTED
+from trainer.config.grpo import GRPOConfig
+from trainer.config.layers import layers
+from trainer.config.resolved import describe
+from trainer.config.schema import FLAT_GROUPS
 from trainer.methods import METHODS, method_of
-from trainer.resolved_config import describe
 from trainer.supervised.config import GKDConfig, SFTConfig
 
 
@@ -26,7 +26,7 @@ def model(tmp_path: Path) -> str:
 
 
 def test_naming_the_methods_loads_neither_torch_nor_a_trainer() -> None:
-    code = "import sys, trainer.methods; print([m for m in ('torch', 'transformers', 'trainer.config') if m in sys.modules])"
+    code = "import sys, trainer.methods; print([m for m in ('torch', 'transformers', 'trainer.config.grpo') if m in sys.modules])"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from trainer.policy_model import positions_of
+from trainer.policy.loading import positions_of
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 

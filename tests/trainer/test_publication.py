@@ -7,8 +7,8 @@ import torch
 
 from atroposlib.errors import ConfigError
 from tests.trainer.fakes import FakePublisher
-from trainer import publication
-from trainer.publication import Publication, is_published, longest_s
+from trainer.run import publication
+from trainer.run.publication import Publication, is_published, longest_s
 
 
 @pytest.fixture(autouse=True)

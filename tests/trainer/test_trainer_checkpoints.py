@@ -15,7 +15,8 @@ from transformers import TrainerCallback
 
 from tests.trainer.fakes import FakeClient, FakeRolloutServer
 from tests.trainer.in_memory import CHECKPOINTS, a_trainer, lines_of
-from trainer import batch_stream, checkpoints
+from trainer.batches import stream as batch_stream
+from trainer.checkpoints import folders as checkpoints
 from trainer.errors import CheckpointError, TrainerError
 
 

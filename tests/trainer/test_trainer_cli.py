@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from tests.trainer.fakes import tiny_llama
-from trainer import presets
 from trainer.cli import main
+from trainer.config import presets
+from trainer.config.resolved import describe
 from trainer.methods import METHODS
-from trainer.resolved_config import describe
 from trainer.weight_sync.config import WeightSyncConfig
 
 
@@ -125,7 +125,7 @@ def test_print_config_is_yaml_that_says_where_each_value_comes_from(
 def test_what_print_config_prints_can_be_given_as_a_configuration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from trainer.compose import load_config
+    from trainer.config.compose import load_config
 
     main(["--print-config", f"model_name_or_path={tmp_path}", "weight_sync.transport=disk", "use_peft=true"])
     options = yaml.safe_load(capsys.readouterr().out)
@@ -140,7 +140,7 @@ def test_what_print_config_prints_can_be_given_as_a_configuration(
 
 @pytest.mark.parametrize("recipe", presets.names("recipe"))
 def test_a_resolved_configuration_is_a_configuration(tmp_path: Path, recipe: str) -> None:
-    from trainer.compose import load_config_with_origins
+    from trainer.config.compose import load_config_with_origins
 
     teacher = [f"teacher_model_name_or_path={tmp_path}"] if "gkd" in recipe else []
     options = [f"model_name_or_path={tmp_path}", f"recipe={recipe}", "deepspeed=null", *teacher]

@@ -19,8 +19,7 @@ from atroposlib.envs.serving.serve import serve
 from atroposlib.envs.tokenizers import load_tokenizer
 from atroposlib.errors import ConfigError
 from atroposlib.launch.run_folder import RunFolder
-from trainer.allocator import GiveBackFreedMemory, keep_freed_memory
-from trainer.config import GRPOConfig
+from trainer.config.grpo import GRPOConfig
 from trainer.local.background import Background
 from trainer.local.config import LocalConfig
 from trainer.local.environment import FunctionEnv
@@ -29,7 +28,8 @@ from trainer.local.progress import LiveLine
 from trainer.local.rewards import RewardFunc, RewardFunctions
 from trainer.local.rows import Row, Rows, check_rows, checked_row
 from trainer.local.wiring import engine_config, env_config, server_configs, wired
-from trainer.policy_model import positions_of
+from trainer.policy.loading import positions_of
+from trainer.step.allocator import GiveBackFreedMemory, keep_freed_memory
 
 log = logging.getLogger(__name__)
 

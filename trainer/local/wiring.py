@@ -13,8 +13,8 @@ from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 from atroposlib.errors import ConfigError
 from atroposlib.launch.inference import InferenceConfig
 from atroposlib.launch.run_folder import RunFolder
-from trainer.batch_resolver import check_groups
-from trainer.config import GRPOConfig
+from trainer.batches.resolver import check_groups
+from trainer.config.grpo import GRPOConfig
 from trainer.local.config import LocalConfig
 from trainer.local.environment import FunctionEnvConfig
 from trainer.weight_sync.connect import ADAPTER_NAME

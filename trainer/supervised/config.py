@@ -14,10 +14,10 @@ from transformers import TrainingArguments
 
 from atroposlib.data.config import DataConfig
 from atroposlib.errors import ConfigError
-from trainer import config_checks as common_checks
-from trainer import deepspeed_presets
-from trainer.batch_resolver import resolve_batch
-from trainer.config import deepspeed_config
+from trainer.batches.resolver import resolve_batch
+from trainer.config import checks as common_checks
+from trainer.config import deepspeed_presets
+from trainer.config.grpo import deepspeed_config
 from trainer.supervised import config_checks
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atroposlib.errors import ConfigError
-from trainer.config_checks import check_sources
-from trainer.config_fingerprint import is_secret
-from trainer.deepspeed_presets import zero_stage
+from trainer.config.checks import check_sources
+from trainer.config.deepspeed_presets import zero_stage
+from trainer.config.fingerprint import is_secret
 
 if TYPE_CHECKING:
     from trainer.supervised.config import DatasetTrainingConfig, GKDConfig

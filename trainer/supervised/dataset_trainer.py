@@ -18,13 +18,13 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl
 
 from trainer.agreement import together
-from trainer.checkpoint_keeper import CheckpointKeeper
+from trainer.checkpoints.keeper import CheckpointKeeper
 from trainer.errors import CheckpointError
-from trainer.gradient_accumulation import GradientAccumulation
-from trainer.hub import hub_target, push_folder
 from trainer.packed_trainer import PackedTrainer
-from trainer.policy_model import PolicySaver, prepare_partitioned
-from trainer.step_guard import StepGuard
+from trainer.policy.hub import hub_target, push_folder
+from trainer.policy.loading import PolicySaver, prepare_partitioned
+from trainer.step.gradient_accumulation import GradientAccumulation
+from trainer.step.guard import StepGuard
 from trainer.supervised.config import DatasetTrainingConfig
 from trainer.supervised.examples import Example
 from trainer.supervised.figures import FigureSums

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.logprobs import CandidateScores, PackedPolicy, TokenScores, hidden_at
 from trainer.losses.distillation import generalised_jsd, jsd_scale
+from trainer.policy.logprobs import CandidateScores, PackedPolicy, TokenScores, hidden_at
 
 
 class DistilledScores(NamedTuple):

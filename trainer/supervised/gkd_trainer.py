@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from atroposlib.errors import ConfigError
-from trainer.logprobs import PackedPolicy
+from trainer.policy.logprobs import PackedPolicy
 from trainer.supervised import preparation
 from trainer.supervised.config import GKDConfig
 from trainer.supervised.dataset_trainer import DatasetTrainer, Optimizers

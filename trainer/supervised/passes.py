@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.packing import pack_for_ranks
+from trainer.batches.packing import pack_for_ranks
 from trainer.supervised.examples import Example
 
 

@@ -11,17 +11,17 @@ from transformers import set_seed
 
 from atroposlib.data.load import Splits, load_splits
 from atroposlib.errors import ConfigError
-from trainer import deepspeed_presets
-from trainer.logprobs import PackedPolicy
-from trainer.lora import options_of
+from trainer.config import deepspeed_presets
 from trainer.methods import check_required
-from trainer.policy_model import build_policy, load_policy, positions_of
+from trainer.policy.loading import build_policy, load_policy, positions_of
+from trainer.policy.logprobs import PackedPolicy
+from trainer.policy.lora import options_of
+from trainer.reporting.tracking import prepare_tracking
 from trainer.supervised.config import DatasetTrainingConfig
 from trainer.supervised.config_checks import EVAL_METRICS, GENERATION_METRICS
 from trainer.supervised.evaluation import Question
 from trainer.supervised.examples import Example, Row, is_prompt_alone, prepare, row_tokenizer
 from trainer.supervised.tokenizers import load_tokenizer
-from trainer.tracking import prepare_tracking
 
 log = logging.getLogger(__name__)
 

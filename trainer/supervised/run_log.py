@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer import resolved_config
 from trainer.agreement import together
-from trainer.ledger import JsonLines
-from trainer.step_clock import StepClock
+from trainer.config import resolved as resolved_config
+from trainer.reporting.ledger import JsonLines
+from trainer.step.clock import StepClock
 from trainer.supervised.config import DatasetTrainingConfig
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from atroposlib.errors import ConfigError
-from trainer.logprobs import PackedPolicy, hidden_at
+from trainer.batches.packing import pack
 from trainer.methods import check_required
-from trainer.packing import pack
-from trainer.policy_model import build_policy
+from trainer.policy.loading import build_policy
+from trainer.policy.logprobs import PackedPolicy, hidden_at
 from trainer.supervised.config import GKDConfig
 from trainer.supervised.examples import Example
 from trainer.supervised.passes import Pass, build_pass

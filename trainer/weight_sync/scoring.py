@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from trainer.logprobs import PackedPolicy
+from trainer.policy.logprobs import PackedPolicy
 
 TEXTS = (
     "The capital of France is Paris, and the capital of Italy is",

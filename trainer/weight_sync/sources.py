@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from trainer.logprobs import PackedPolicy
+from trainer.policy.logprobs import PackedPolicy
 from trainer.weight_sync.transports.base import NamedWeights
 
 ADAPTER = "default"

@@ -384,8 +384,8 @@ async def test_pitfall_42_an_environment_with_a_teacher_starts_and_its_columns_r
 
 def test_pitfall_43_groups_without_logprobs_train_with_their_own_advantages_and_no_padding() -> None:
     pytest.importorskip("torch")
-    from trainer.micro_batch import share_of_rank
-    from trainer.step_batch import build_step_batch
+    from trainer.batches.micro_batch import share_of_rank
+    from trainer.batches.step_batch import build_step_batch
 
     group = a_group(0.0, 1.0, length=4, advantages=[[0.0, 0.0, 3.0, 4.0], [0.0, 0.0, 5.0, 6.0]])
     columns = wire_group(group, group_id="g", env_id=0, run_id="r", ticket=None, origins={}, fallback_version=0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from atroposlib.errors import ConfigError
-from trainer.compose import load_config
+from trainer.config.compose import load_config
 from trainer.supervised.config import GKDConfig, SFTConfig
 
 GKD_FAULTS: list[tuple[dict[str, Any], str]] = [

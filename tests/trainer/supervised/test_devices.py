@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.trainer.supervised.fakes import ROWS, tiny_model
 from tests.trainer.supervised.test_sft_trainer import examples_of
-from trainer.policy_model import build_policy
+from trainer.policy.loading import build_policy
 from trainer.supervised.distilled_policy import DistilledPolicy, Divergence
 from trainer.supervised.passes import Pass, build_pass
 from trainer.supervised.teacher import Teacher

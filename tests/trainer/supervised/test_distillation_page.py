@@ -11,7 +11,7 @@ import pytest
 
 from atroposlib.testing.byte_tokenizer import byte_tokenizer
 from tests.trainer.supervised.fakes import HELD_OUT, ROWS, gkd_config, tiny_model
-from trainer.compose import load_config
+from trainer.config.compose import load_config
 from trainer.supervised.examples import prepare, row_tokenizer
 from trainer.supervised.gkd_trainer import GKDTrainer
 

@@ -11,7 +11,7 @@ from atroposlib.errors import AtroposError, ConfigError
 from tests.trainer.supervised.fakes import sft_config
 from trainer import agreement
 from trainer.errors import RankError
-from trainer.ledger import JsonLines
+from trainer.reporting.ledger import JsonLines
 from trainer.supervised.config import SFTConfig
 from trainer.supervised.run_log import RunLog
 

@@ -1,0 +1,1 @@
+"""What a run says of itself: figures, ledger, alarms, samples of completions."""

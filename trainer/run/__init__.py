@@ -1,0 +1,1 @@
+"""A run at its rollout server and its inference servers."""

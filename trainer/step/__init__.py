@@ -1,0 +1,1 @@
+"""One optimizer step: its passes, its loss, its guard, its clock."""
