@@ -67,7 +67,12 @@ def appearing_whole(folder: Path) -> Iterator[Path]:
         new = Path(partial, folder.name)
         new.mkdir()
         yield new
-        new.replace(folder)
+        try:
+            new.replace(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            say(f"{folder} was made by another process meanwhile")
 
 
 def prepare_model() -> None:
