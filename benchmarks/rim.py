@@ -1,9 +1,11 @@
 """How close RIM's wall time comes to the critical path of its judge calls.
 
 The judges are SCRIPTED: a mock server on another thread waits for a drawn time and answers a fixed verdict, so nothing
-here says how good or how fast a real judge is. The critical path is the least time that any schedule needs for the
-calls that were made: the sum of their scripted times over the workers, or the slowest chain (the slowest small call of
-one judge on one trajectory, then its large call), whichever is longer. Figures are medians over the rounds.
+here says how good or how fast a real judge is. The critical path is a bound that no schedule of the calls can beat, even
+one that knows every time beforehand: the sum of the scripted times over the workers, or the slowest chain (the slowest
+small call of one judge on one trajectory, then its large call), whichever is longer. The replay is what the same calls
+take without any overhead by a schedule that knows which judgements will escalate, and begins with them, but no times.
+Figures are medians over the rounds.
 CPU ms/call is that of the whole process: the mock server's thread is in it.
 
 python -m benchmarks.rim
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import heapq
 import json
 import math
 import os
@@ -21,8 +24,8 @@ import random
 import statistics
 import time
 import zlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +46,7 @@ class Round:
 
     wall_s: float
     critical_s: float
+    replay_s: float
     cpu_s: float
     metrics: dict[str, float]
 
@@ -54,16 +58,17 @@ class TimedJudge(MockInferenceServer):
         super().__init__(PromptFunction(self._verdict), keeps_requests=False)
         self._base_s = latency_s
         self._seed = seed
-        self._rng = random.Random(seed)
         self._small: dict[str, list[float]] = defaultdict(list)
         self._large: dict[str, list[float]] = defaultdict(list)
 
     async def generate(self, body: dict[str, Any], asked: Sequence[Any]) -> Any:
         """Wait, then answer."""
         is_large = body["model"] == "large"
-        seconds = self._base_s * (LARGE_FACTOR if is_large else 1.0) * math.exp(self._rng.gauss(0.0, SPREAD))
-        times = self._large if is_large else self._small
-        times[_case(body["messages"][0]["content"])].append(seconds)
+        case = _case(body["messages"][0]["content"])
+        # By the call, not by the order of the calls: two schedules are compared on the same times.
+        drawn = random.Random(f"{self._seed}/{case}/{body['model']}/{body['temperature']}").gauss(0.0, SPREAD)
+        seconds = self._base_s * (LARGE_FACTOR if is_large else 1.0) * math.exp(drawn)
+        (self._large if is_large else self._small)[case].append(seconds)
         await asyncio.sleep(seconds)
         return await super().generate(body, asked)
 
@@ -73,10 +78,16 @@ class TimedJudge(MockInferenceServer):
         self._large.clear()
 
     def critical_path_s(self, workers: int) -> float:
-        """Least time of any schedule of the calls so far."""
+        """No schedule of the calls so far takes less."""
         work = sum(map(sum, self._small.values())) + sum(map(sum, self._large.values()))
-        chains = [max(times) + sum(self._large[case]) for case, times in self._small.items()]
+        chains = [max(times) + sum(self._large.get(case, ())) for case, times in self._small.items()]
         return max(work / workers, *chains)
+
+    def replay_s(self, workers: int) -> float:
+        """The calls so far, those of judgements that escalate first: each worker takes the next call as it ends one."""
+        cases = sorted(self._small, key=lambda case: case not in self._large)
+        small = [(case, seconds) for case in cases for seconds in self._small[case]]
+        return replayed(small, {case: sum(times) for case, times in self._large.items()}, workers)
 
     def _verdict(self, prompt: Prompt) -> str:
         text = prompt.last_user_text
@@ -91,6 +102,23 @@ class TimedJudge(MockInferenceServer):
                 "uncertainty": 0.5 if is_doubtful else 0.1,
             }
         )
+
+
+def replayed(small: Sequence[tuple[str, float]], large: Mapping[str, float], workers: int) -> float:
+    """Seconds until all is done, where a case's large call, before all small ones, follows the last small one of the case."""
+    waiting = deque(small)
+    left = Counter(case for case, _ in small)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while waiting or running:
+        while waiting and len(running) < workers:
+            case, seconds = waiting.popleft()
+            heapq.heappush(running, (now + seconds, case))
+        now, case = heapq.heappop(running)
+        left[case] -= 1
+        if left[case] == 0 and case in large:
+            waiting.appendleft((case, large[case]))
+    return now
 
 
 def _case(prompt: str) -> str:
@@ -121,7 +149,7 @@ def measure(trajectories: int, *, workers: int, latency_s: float, seed: int) -> 
             max_concurrent_judge_calls=max(32, workers),
         )
         wall_s, cpu_s, metrics = asyncio.run(_score(config, group, judge))
-    return Round(wall_s, judge.critical_path_s(workers), cpu_s, metrics)
+    return Round(wall_s, judge.critical_path_s(workers), judge.replay_s(workers), cpu_s, metrics)
 
 
 async def _score(
@@ -150,7 +178,8 @@ def main() -> None:
     options = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f}; {options.workers} workers, {options.latency} s a call, SCRIPTED judges")
     print(
-        "trajectories  wall s  critical path s  ratio  calls  escalation rate  failed rate  latency p95 s  CPU ms/call"
+        "trajectories  wall s  critical path s  / critical path  / replay  calls  escalation rate  failed rate  "
+        "latency p95 s  CPU ms/call"
     )
     for trajectories in options.trajectories:
         rounds = [
@@ -167,7 +196,8 @@ def row(trajectories: int, rounds: list[Round]) -> str:
     calls = median(one.metrics["rim/calls"] for one in rounds)
     return (
         f"{trajectories:12d}  {median(one.wall_s for one in rounds):6.2f}  {median(one.critical_s for one in rounds):15.2f}"
-        f"  {median(one.wall_s / one.critical_s for one in rounds):5.2f}  {calls:5.0f}"
+        f"  {median(one.wall_s / one.critical_s for one in rounds):15.2f}"
+        f"  {median(one.wall_s / one.replay_s for one in rounds):8.2f}  {calls:5.0f}"
         f"  {median(one.metrics['rim/escalation_rate'] for one in rounds):15.3f}"
         f"  {median(one.metrics['rim/failed_rate'] for one in rounds):11.3f}"
         f"  {median(one.metrics['rim/latency_p95'] for one in rounds):13.2f}"

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.processes import RolloutServerProcess
 
 # As atropos-trainer does, before torch is used: its store looks up the name of every peer.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+# An example that takes long on a busy machine is no failure.
+settings.register_profile("without_deadline", deadline=None)
+settings.load_profile("without_deadline")
 
 
 @pytest.fixture(autouse=True)

@@ -19,17 +19,16 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from atroposlib.errors import ConfigError, ServerUnreachableError
 from trainer.agreement import agreed, together
-from trainer.batches.checks import checked
 from trainer.batches.micro_batch import RankShare
 from trainer.batches.step_batch import StepBatch
 from trainer.batches.stream import Client
 from trainer.checkpoints.keeper import CheckpointKeeper
 from trainer.config import deepspeed_presets
 from trainer.config.grpo import GRPOConfig
-from trainer.errors import RankError, UnusableBatchError
+from trainer.errors import RankError
 from trainer.local.config import LocalConfig
 from trainer.local.mode import LocalMode
-from trainer.local.rewards import RewardFunc
+from trainer.local.rewards import RewardFunc, with_reward_model
 from trainer.local.rows import Rows
 from trainer.loop_hooks import Hooks, Steps
 from trainer.packed_trainer import PackedTrainer
@@ -43,6 +42,7 @@ from trainer.reporting.tracking import prepare_tracking
 from trainer.run import engine_link
 from trainer.run import setup as run_setup
 from trainer.run.publication import Publisher
+from trainer.run.shares import Shares
 from trainer.run.training_run import TrainingRun
 from trainer.step.guard import StepGuard
 from trainer.step.loss import rule_of
@@ -60,7 +60,7 @@ class GRPOTrainer(PackedTrainer):
     Batches come from environments, and they evaluate: this class has no data loader and no evaluation loop of its own. With
     reward_funcs and train_dataset it starts the servers and an environment of them itself, for as long as train() runs.
     Override on_epoch_begin, on_step_end and on_evaluate as those of a transformers.TrainerCallback; what they raise ends
-    the run.
+    the run. on_evaluate is for local mode: environments that run by themselves evaluate by themselves.
 
     Args:
         config, args: every option, under either name. The first argument may also be the model.
@@ -73,6 +73,7 @@ class GRPOTrainer(PackedTrainer):
         connect: makes the client of the rollout server, instead of a RolloutClient from the config.
         publisher: brings weights to the engines, instead of a WeightPublisher for config.inference_servers.
         reward_funcs, train_dataset, eval_dataset, reward_weights, local: local mode; see LocalMode, where local is options.
+        reward_model: one more of reward_funcs, the last.
     Raises:
         ConfigError: two names of one thing were given different values, or the model cannot be trained here.
     """
@@ -97,6 +98,7 @@ class GRPOTrainer(PackedTrainer):
         train_dataset: Rows | None = None,
         eval_dataset: Rows | None = None,
         reward_weights: Sequence[float] | None = None,
+        reward_model: RewardFunc | None = None,
         local: LocalConfig | Mapping[str, Any] | None = None,
     ) -> None:
         if config is not None and not isinstance(config, GRPOConfig):
@@ -107,7 +109,7 @@ class GRPOTrainer(PackedTrainer):
         if tokenizer is not None and processing_class is not None and tokenizer is not processing_class:
             raise ConfigError("tokenizer and processing_class are two names of one thing: give one of them")
         self.local = LocalMode.wanted(
-            reward_funcs=reward_funcs,
+            reward_funcs=with_reward_model(reward_funcs, reward_model),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             reward_weights=reward_weights,
@@ -146,7 +148,6 @@ class GRPOTrainer(PackedTrainer):
         self._share: RankShare | None = None
         self._figures: TokenFigures | None = None
         self._metrics: dict[str, Any] = {}
-        self._counters: dict[str, float] = {}
 
     # Override points
 
@@ -157,7 +158,7 @@ class GRPOTrainer(PackedTrainer):
         """Called after each optimizer step of the run, before its batch is acknowledged."""
 
     def on_evaluate(self, args: GRPOConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Called after an evaluation; kwargs["metrics"] has its figures."""
+        """Called after local mode's evaluations before and after training; kwargs["metrics"] has the figures of one."""
 
     # The run, from start to end
 
@@ -225,7 +226,7 @@ class GRPOTrainer(PackedTrainer):
             dtype=run_setup.ENGINE_DTYPE,
             adapter_only=self.args.sends_adapter,
         )
-        self._limits = run_setup.batch_limits(self.args, self.model)
+        self._shares = Shares(self.args, self.model, self._run, self._rule)
         self._reference = self._make_reference()
         self._passes = StepPasses(
             self.accelerator,
@@ -286,20 +287,7 @@ class GRPOTrainer(PackedTrainer):
         if step >= self.args.max_steps:
             return None
         # Before the step: no rank waits inside it for one that has no batch.
-        return agreed(lambda: self._share_of(step), ranks=self.args.world_size)
-
-    def _share_of(self, step: int) -> RankShare | None:
-        groups = self._run.groups_of(step)
-        if groups is None:
-            return None
-        found = checked(groups, self._limits)
-        for finding in found.findings:
-            self._run.warn_once(finding.metric, f"step {step}: {finding.text}")
-        if not found.groups and found.findings:
-            raise UnusableBatchError(step, found.findings[0].text)
-        self._counters = found.counters
-        batch = run_setup.step_batch(self.args, step, found)
-        return run_setup.rank_share(self.args, self.model, batch, self._rule)
+        return agreed(lambda: self._shares.of(step), ranks=self.args.world_size)
 
     # One step
 
@@ -363,7 +351,7 @@ class GRPOTrainer(PackedTrainer):
             "tokens/forward": float(share.forward_tokens),
             **figures.as_metrics(),
             **(self._figures_of_batch(share.batch) if self._figures_of_batch and self.is_world_process_zero() else {}),
-            **self._counters,
+            **self._shares.counters,
             "step/skipped": float(self._guard.skipped),
             **({} if share.minibatches else {"step/without_gradient": 1.0}),
             **({"checkpoint/failed": float(self._keeper.failed)} if self._keeper.failed else {}),

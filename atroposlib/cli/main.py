@@ -51,7 +51,13 @@ def main(argv: list[str] | None = None) -> int:
 def _run_own(argv: Sequence[str]) -> int:
     # argparse would give what follows to the first positional argument, or to nobody.
     end = argv.index("--") if argv and argv[0] == inference.NAME and "--" in argv else len(argv)
-    arguments = build_parser().parse_args(argv[:end])
+    parser = build_parser()
+    arguments, later = parser.parse_known_args(argv[:end])
+    # argparse gives a subcommand its overrides up to the next option; more may stand behind it.
+    if later and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in later)):
+        parser.error(f"unrecognized arguments: {' '.join(later)}")
+    if later:
+        arguments.overrides += later
     arguments.extra = list(argv[end + 1 :])
     return int(arguments.run(arguments))
 

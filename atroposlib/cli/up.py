@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from atroposlib.launch.run_folder import RunFolder
 
 EXAMPLES = """examples:
+  atropos up recipe=teacher_quickstart                 the same as --config configs/teacher_quickstart.yaml
   atropos up --config configs/demo.yaml
   atropos up --config configs/demo.yaml name=try2 seed=1 trainer.max_steps=8
   atropos up --config configs/demo.yaml environments.0.options.max_token_length=128
@@ -40,7 +41,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print config and commands, start nothing")
     parser.add_argument("--plain", action="store_true", help="print lines instead of the live view")
     parser.add_argument(
-        "overrides", metavar="KEY=VALUE", nargs="*", help="override a key of the config, e.g. trainer.max_steps=8"
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="override a key of the config, e.g. trainer.max_steps=8; recipe=NAME takes configs/NAME.yaml as the config",
     )
     parser.set_defaults(run=run)
 
@@ -92,13 +96,14 @@ def _config_and_folder(arguments: argparse.Namespace) -> tuple[UpConfig, RunFold
     from atroposlib.launch.config import LaunchConfigError, load_config
     from atroposlib.launch.run_folder import RunFolder
 
+    file, overrides = _file_and_overrides(arguments)
     if arguments.resume is None:
-        if arguments.config is None:
-            raise LaunchConfigError("atropos up needs --config FILE", hint="try --config configs/demo.yaml")
-        return load_config(arguments.config, arguments.overrides).absolute(), None
-    if arguments.config is not None:
+        if file is None:
+            raise LaunchConfigError("atropos up needs a config", hint="try recipe=demo, or --config FILE")
+        return load_config(file, overrides).absolute(), None
+    if file is not None:
         raise LaunchConfigError(
-            "--resume goes on with the config of that run; leave --config away",
+            "--resume goes on with the config of that run; leave --config and recipe= away",
             hint="override single keys instead, e.g. trainer.max_steps=40",
         )
     folder = RunFolder(arguments.resume.absolute())
@@ -112,7 +117,22 @@ def _config_and_folder(arguments: argparse.Namespace) -> tuple[UpConfig, RunFold
             f"the run {folder.run_id} is over: it has its {folder.summary.name}",
             hint=f"`atropos report {arguments.resume}` shows it; a new run starts with --config",
         )
-    return load_config(folder.config, arguments.overrides), folder
+    return load_config(folder.config, overrides), folder
+
+
+def _file_and_overrides(arguments: argparse.Namespace) -> tuple[Path | None, list[str]]:
+    from atroposlib.launch.config import LaunchConfigError
+    from atroposlib.launch.recipes import recipe_file, split_recipe
+
+    recipe, overrides = split_recipe(arguments.overrides)
+    if recipe is None:
+        return arguments.config, overrides
+    if arguments.config is not None:
+        raise LaunchConfigError(
+            f"recipe={recipe} and --config {arguments.config} are two configs; give one of them",
+            hint=f"for a preset of the trainer: --config {arguments.config} trainer.recipe={recipe}",
+        )
+    return recipe_file(recipe), overrides
 
 
 def _explain_failure(error: ChildFailedError, folder: RunFolder) -> None:

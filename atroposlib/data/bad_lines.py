@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from atroposlib.data.entries import Entry
+from atroposlib.data.quarantine import Quarantine
 from atroposlib.data.registry import Row
 from atroposlib.errors import DataError
 
@@ -32,7 +33,7 @@ class BadLines:
         if action == "quarantine" and quarantine is None:
             raise DataError("on_bad_line=quarantine needs a file as the source; use skip")
         self.action = action
-        self.quarantine = quarantine if action == "quarantine" else None
+        self.quarantine = Quarantine(quarantine) if quarantine and action == "quarantine" else None
         self.count = 0
 
     def good(self, entries: Iterable[Entry], parse: Callable[[Row], T]) -> Iterator[T]:
@@ -41,7 +42,6 @@ class BadLines:
         Raises:
             DataError: names the first bad line, where the action is error.
         """
-        self._forget_earlier_lines()
         try:
             for entry in entries:
                 if entry.row is None:
@@ -55,11 +55,13 @@ class BadLines:
                     yield parsed
         # A cap ends the loading early.
         finally:
-            self._log_total()
+            self._finish()
 
-    def _log_total(self) -> None:
+    def _finish(self) -> None:
+        if self.quarantine is not None:
+            self.quarantine.close()
         if self.count:
-            where = f", kept in {self.quarantine}" if self.quarantine else ""
+            where = f", kept in {self.quarantine.path}" if self.quarantine else ""
             log.warning("left out %d lines that cannot be used%s", self.count, where)
 
     def _add(self, entry: Entry, problem: str) -> None:
@@ -70,23 +72,4 @@ class BadLines:
             log.warning("%s: %s", entry.place, problem)
         if self.quarantine is not None:
             text = entry.text or json.dumps(entry.row, ensure_ascii=False, default=str)
-            self._write({"place": entry.place, "problem": problem, "line": text})
-
-    def _forget_earlier_lines(self) -> None:
-        """Loading twice lists no line twice, and a file that was mended leaves no list behind."""
-        if self.quarantine is not None:
-            try:
-                self.quarantine.unlink(missing_ok=True)
-            except OSError as error:
-                raise self._not_written(error) from error
-
-    def _write(self, line: dict[str, str]) -> None:
-        assert self.quarantine is not None
-        try:
-            with self.quarantine.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=True) + "\n")
-        except OSError as error:
-            raise self._not_written(error) from error
-
-    def _not_written(self, error: OSError) -> DataError:
-        return DataError(f"cannot write {str(self.quarantine)!r}: {error}; use on_bad_line=skip")
+            self.quarantine.add(entry.place, problem, text)

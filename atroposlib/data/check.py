@@ -90,9 +90,14 @@ def shown(splits: Splits) -> str:
 
 
 def n_bad_lines(splits: Splits) -> int:
-    """Lines that were read and left out because they cannot be used."""
-    read = splits.funnel.get("read", splits.funnel.get("selected", 0))
-    return read - splits.funnel.get("usable", read)
+    """Lines that were read and left out because they cannot be used, those to evaluate on included."""
+    read = _in_all_splits(splits, "read") or _in_all_splits(splits, "selected")
+    return sum(read) - sum(_in_all_splits(splits, "usable") or read)
+
+
+def _in_all_splits(splits: Splits, stage: str) -> list[int]:
+    # The stages of val_split stand behind its name.
+    return [n for name, n in splits.funnel.items() if name.rpartition(": ")[2] == stage]
 
 
 def _cells(row: Row) -> list[str]:

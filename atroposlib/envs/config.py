@@ -64,7 +64,10 @@ class BaseEnvConfig(BaseModel):
         description="Tokenizer of the model: a folder or a Hugging Face name; None: no tokenizer (evaluation over chat only).",
     )
     seed: int = Field(default=0, description="Seed of the environment's own randomness: order of items, splits.")
-    inference_weight: float = Field(default=1.0, description="Share of the batch against other environments.")
+    inference_weight: float = Field(
+        default=1.0,
+        description="Share of the batch against other environments; 0 or less: only places that no other environment waits for.",
+    )
     min_batch_allocation: float | None = Field(default=None, description="Smallest share of each batch, 0 to 1.")
     batch_size: int = Field(
         default=-1, ge=-1, description="Sequences of an optimizer step; the rollout server's value replaces it."

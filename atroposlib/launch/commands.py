@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -12,9 +13,12 @@ from typing import Any
 
 import yaml
 
-from atroposlib.launch.config import EnvironmentSection, InferenceSection, ProcessSection, Scalar, UpConfig
+from atroposlib.launch.config import EnvironmentSection, InferenceSection, OptionValue, ProcessSection, Scalar, UpConfig
 from atroposlib.launch.inference import InferenceConfig, vllm_command
 from atroposlib.launch.run_folder import RunFolder
+
+_NO_OPTIONS_OF_THE_ENGINE = {"base_url", "ready_timeout_s", "model", "port", "served_model_name", "env"}
+"""Keys of a section that the engine's own configuration lacks, or that are found otherwise."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,13 @@ class Plan:
     def frozen(self, name: str) -> Command:
         """A frozen server; serves the model of the run as it was at first unless told another."""
         section = self.config.frozen[name]
-        return self._engine(
+        command = self._engine(
             section, section.model or str(self.config.model), self._frozen_model(name), self.frozen_ports[name]
         )
+        return replace(command, env={**command.env, **section.env})
 
     def _engine(self, section: InferenceSection, model: str, served_model: str, port: int) -> Command:
-        fields = section.model_dump(exclude={"base_url", "ready_timeout_s", "model", "port", "served_model_name"})
+        fields = section.model_dump(exclude=_NO_OPTIONS_OF_THE_ENGINE)
         engine = InferenceConfig(model=model, port=port, served_model_name=served_model, **fields)
         argv, env = vllm_command(engine, has_gpu=self.has_gpu)
         # The program of the command line; what follows are its arguments.
@@ -112,7 +117,7 @@ class Plan:
         return self._environment(section, "evaluate", {"env.data_dir_to_save_evals": str(folder)})
 
     def _environment(self, section: EnvironmentSection, mode: str, extra: dict[str, Scalar]) -> Command:
-        flags: dict[str, Scalar] = {
+        flags: dict[str, OptionValue] = {
             "env.rollout_server_url": self.server_url,
             "env.tokenizer_name": str(self.config.model),
             "env.run_dir": str(self.folder.path),
@@ -213,8 +218,8 @@ def _url(section: InferenceSection, port: int) -> str:
     return f"http://{_reachable(section.host)}:{port}"
 
 
-def _flag(key: str, value: Scalar) -> tuple[str, str]:
-    return f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)
+def _flag(key: str, value: OptionValue) -> tuple[str, str]:
+    return f"--{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _reachable(host: str) -> str:

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from atroposlib.errors import ConfigError
 from atroposlib.launch.inference import InferenceConfig
 from atroposlib.launch.processes import RestartConfig
+from atroposlib.launch.trainer_section import TrainerSection
 
 Scalar = bool | int | float | str
+OptionValue = Scalar | dict[str, Any] | list[Any] | None
 ServerName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -63,7 +65,11 @@ class InferenceSection(InferenceConfig):
 class FrozenSection(InferenceSection):
     """An inference server that never gets weights: a student, a teacher, a judge."""
 
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
     weight_transfer: Literal["none"] = "none"
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables, over those of processes.inference; CUDA_VISIBLE_DEVICES says on which GPUs it runs."""
 
 
 class EnvironmentSection(Section):
@@ -77,8 +83,9 @@ class EnvironmentSection(Section):
     """Rollouts of one item, scored against each other."""
     servers: list[str] = []
     """Names of frozen servers that it asks; [student] gives it --student.base_url and --student.model_name."""
-    options: dict[str, Scalar] = {}
-    """Further options: {max_token_length: 512} becomes --env.max_token_length 512; a dotted name stays as it is."""
+    options: dict[str, OptionValue] = {}
+    """Further options: {max_token_length: 512} becomes --env.max_token_length 512; a dotted name stays as it is. Mappings
+    and lists are written as JSON."""
 
     @model_validator(mode="after")
     def _group_size_stands_once(self) -> EnvironmentSection:
@@ -91,30 +98,6 @@ class EnvironmentSection(Section):
         """The name, or the file's."""
         return self.name or self.command.stem
 
-
-class TrainerSection(BaseModel):
-    """Keys for atropos-trainer. Those that `atropos up` needs to know stand here; it passes all of them on."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-
-    batch_size: int = Field(default=64, ge=1)
-    """Sequences of one optimizer step."""
-    max_steps: int = Field(default=24, ge=1)
-    max_staleness: int = Field(default=2, ge=0)
-    """A sequence trained at version v was sampled by no version older than v - max_staleness."""
-    learning_rate: float = Field(default=1e-5, gt=0)
-
-    @model_validator(mode="after")
-    def _leaves_wiring_to_us(self) -> TrainerSection:
-        if ours := sorted(WIRING & (self.model_extra or {}).keys()):
-            raise ValueError(f"{', '.join(ours)}: set by atropos up; remove it")
-        return self
-
-
-WIRING = frozenset(
-    {"model_name_or_path", "rollout_server_url", "run_name", "inference_servers", "run_dir", "output_dir", "seed"}
-)
-"""Trainer keys that connect the processes."""
 
 POLICY_FLAGS = frozenset({"env", "openai"})
 """Flags of an environment, --env.* and --openai.*, that tell it of itself and of the policy."""

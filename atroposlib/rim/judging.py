@@ -10,8 +10,8 @@ from atroposlib.rim.asking import JudgeCall
 from atroposlib.rim.config import JudgeName, RIMConfig
 from atroposlib.rim.prompts import arbiter_prompt, judge_prompt
 from atroposlib.rim.questions import JudgeFailedError, Questions
-from atroposlib.rim.slots import CallSlots
-from atroposlib.rim.tiering import Pick, decide
+from atroposlib.rim.slots import DOUBTED, FIRST, FURTHER, CallSlots, Place
+from atroposlib.rim.tiering import Escalate, Pick, decide
 from atroposlib.rim.trajectory import Trajectory
 from atroposlib.rim.verdict import Verdict
 
@@ -51,16 +51,14 @@ async def judge_trajectory(
         JudgeCall(judge, prompt, temperature, nth=config.temperatures[:place].count(temperature))
         for place, temperature in enumerate(config.temperatures)
     ]
-    answers = await _ask_all(calls, questions, workers)
+    answers = await _ask_all(calls, config, questions, workers)
     samples = tuple(
         Sample(call.temperature, answer)
         for call, answer in zip(calls, answers, strict=True)
         if isinstance(answer, Verdict)
     )
     verdicts = [sample.verdict for sample in samples]
-    decision = decide(
-        verdicts, variance_threshold=config.variance_threshold, uncertainty_threshold=config.uncertainty_threshold
-    )
+    decision = _decision(verdicts, config)
     if isinstance(decision, Pick):
         return Judgement(judge, decision.verdict, samples)
     if config.models.large_model is None:
@@ -76,14 +74,28 @@ async def judge_trajectory(
 
 
 async def _ask_all(
-    calls: Sequence[JudgeCall], questions: Questions, workers: CallSlots
+    calls: Sequence[JudgeCall], config: RIMConfig, questions: Questions, workers: CallSlots
 ) -> list[Verdict | JudgeFailedError]:
+    first, further = Place(workers, FIRST), Place(workers, FURTHER)
+    so_far: list[Verdict] = []
+
     async def verdict_or_failure(call: JudgeCall) -> Verdict | JudgeFailedError:
+        answer: Verdict | JudgeFailedError
         try:
-            return await questions.verdict(call, workers)
+            answer = await questions.verdict(call, first if call is calls[0] else further)
+            so_far.append(answer)
         except JudgeFailedError as error:
-            return error
+            answer = error
+        # The large model, which takes longest, waits for the others: let them not stand at the end of the line.
+        further.rank = DOUBTED if isinstance(_decision(so_far, config), Escalate) else FURTHER
+        return answer
 
     async with asyncio.TaskGroup() as tasks:
         asked = [tasks.create_task(verdict_or_failure(call)) for call in calls]
     return [task.result() for task in asked]
+
+
+def _decision(verdicts: Sequence[Verdict], config: RIMConfig) -> Pick | Escalate:
+    return decide(
+        verdicts, variance_threshold=config.variance_threshold, uncertainty_threshold=config.uncertainty_threshold
+    )

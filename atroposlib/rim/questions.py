@@ -13,7 +13,7 @@ from atroposlib.rim.cache import VerdictCache, cache_key
 from atroposlib.rim.config import RIMConfig
 from atroposlib.rim.meter import Meter
 from atroposlib.rim.prompts import repair_prompt
-from atroposlib.rim.slots import CallSlots
+from atroposlib.rim.slots import CallSlots, Line
 from atroposlib.rim.verdict import Verdict, VerdictError, parse_verdict
 
 MAX_BROKEN_CHARS = 4000
@@ -36,7 +36,7 @@ class Questions:
         self._in_flight: dict[str, asyncio.Future[Verdict | JudgeFailedError]] = {}
         """By cache key; cancelled where the one who asked was."""
 
-    async def verdict(self, call: JudgeCall, workers: CallSlots) -> Verdict:
+    async def verdict(self, call: JudgeCall, workers: Line) -> Verdict:
         """The verdict on one question; an equal one that is being asked is waited for, and its failure is shared.
 
         Args:
@@ -53,7 +53,7 @@ class Questions:
                 return _verdict_or_raise(asked.result())
         return await self._shared(key, call, workers)
 
-    async def _shared(self, key: str, call: JudgeCall, workers: CallSlots) -> Verdict:
+    async def _shared(self, key: str, call: JudgeCall, workers: Line) -> Verdict:
         """Ask, and give whoever waits for the same the outcome."""
         outcome: asyncio.Future[Verdict | JudgeFailedError] = asyncio.get_running_loop().create_future()
         self._in_flight[key] = outcome
@@ -68,7 +68,7 @@ class Questions:
             del self._in_flight[key]
             outcome.cancel()
 
-    async def _known_or_fresh(self, key: str, call: JudgeCall, workers: CallSlots) -> Verdict:
+    async def _known_or_fresh(self, key: str, call: JudgeCall, workers: Line) -> Verdict:
         known = await self._remembered(key)
         if known is not None:
             self._meter.totals["cache_hits"] += 1
@@ -77,7 +77,7 @@ class Questions:
         await self._remember(key, verdict)
         return verdict
 
-    async def fresh_verdict(self, call: JudgeCall, workers: CallSlots) -> Verdict:
+    async def fresh_verdict(self, call: JudgeCall, workers: Line) -> Verdict:
         """As `verdict`, without the cache."""
         reply = await self._ask_until_answered(call, workers)
         try:
@@ -87,7 +87,7 @@ class Questions:
         self._meter.totals["clamped"] += verdict.is_clamped
         return verdict
 
-    async def _repaired(self, call: JudgeCall, text: str, problem: VerdictError, workers: CallSlots) -> Verdict:
+    async def _repaired(self, call: JudgeCall, text: str, problem: VerdictError, workers: Line) -> Verdict:
         self._meter.totals["repairs"] += 1
         again = replace(call, broken_answer=text[:MAX_BROKEN_CHARS], repair=repair_prompt(str(problem)))
         reply = await self._ask_until_answered(again, workers)
@@ -96,7 +96,7 @@ class Questions:
         except VerdictError as error:
             raise JudgeFailedError(f"no verdict, not when asked again either: {error}") from error
 
-    async def _ask_until_answered(self, call: JudgeCall, workers: CallSlots) -> JudgeReply:
+    async def _ask_until_answered(self, call: JudgeCall, workers: Line) -> JudgeReply:
         tries = self._config.judge_retries + 1
         for attempt in range(1, tries + 1):
             try:
@@ -111,7 +111,7 @@ class Questions:
             await asyncio.sleep(backoff_s(self._config.retry_backoff_s, attempt, jitter=random.uniform(0.75, 1.25)))
         raise AssertionError("the last try returns or raises")
 
-    async def _ask_once(self, call: JudgeCall, workers: CallSlots, *, is_again: bool) -> JudgeReply:
+    async def _ask_once(self, call: JudgeCall, workers: Line, *, is_again: bool) -> JudgeReply:
         is_urgent = call.is_large or bool(call.repair) or is_again
         async with workers.held(is_urgent=is_urgent), self._all_groups.held(is_urgent=is_urgent):
             started = time.monotonic()

@@ -26,9 +26,11 @@ _CLAUSE_END = re.compile(r"[.,;](?:\s|$)")
 
 
 def teaching_of(text: str) -> str:
-    """What the student gets to see of a teacher's text: the first <teaching> span, else all but the private thoughts."""
-    found = _TEACHING.search(text)
-    return (found[1] if found else _THINKING.sub("", text)).strip()
+    """What the student gets to see of a teacher's text: its first <teaching> span, else all of it; no private thoughts."""
+    visible = _THINKING.sub("", text)
+    # Thoughts that never end leave nothing, and there the teaching is looked for in all of it.
+    found = _TEACHING.search(visible if "</thinking>" in text.lower() else text)
+    return (found[1] if found else visible).strip()
 
 
 def extract_answer(text: str) -> str:

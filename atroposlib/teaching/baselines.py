@@ -59,10 +59,15 @@ class BaselineCache:
         self._connection = _opened(path)
 
     def get(self, key: str) -> list[ChatReply] | None:
-        """The attempts; None where there are none yet."""
-        row = self._connection.execute("SELECT replies FROM baselines WHERE key = ?", (key,)).fetchone()
-        self._reused += row is not None
-        return None if row is None else [ChatReply(**reply) for reply in json.loads(row[0])]
+        """The attempts; None where there are none yet, or none that can be read."""
+        try:
+            row = self._connection.execute("SELECT replies FROM baselines WHERE key = ?", (key,)).fetchone()
+            replies = None if row is None else [ChatReply(**reply) for reply in json.loads(row[0])]
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            log.warning("unaided attempts in %s cannot be read and are asked again: %s", self.path, error)
+            return None
+        self._reused += replies is not None
+        return replies
 
     def put(self, key: str, replies: Sequence[ChatReply]) -> None:
         """Keep attempts, in place of older ones. Where they cannot be written, they are asked again another time."""

@@ -27,11 +27,12 @@ from atroposlib.teaching.errors import TeacherFailedError
 from atroposlib.teaching.evaluation import Outcome, summary
 from atroposlib.teaching.group import group_of, teacher_messages
 from atroposlib.teaching.items import item_of, shuffled_forever
-from atroposlib.teaching.metrics import TeachingMetrics
+from atroposlib.teaching.metrics import TeachingMetrics, approach_figures
 from atroposlib.teaching.payment import Payment
 from atroposlib.teaching.protocol import TeachingProtocol
 from atroposlib.teaching.records import TeachingRecords
 from atroposlib.teaching.scoring import evened, judged_capability, reward_by_scores
+from atroposlib.teaching.served import check_served
 from atroposlib.type_definitions import Message, ScoredDataGroup
 from atroposlib.utils.chat_tokens import chat_token_ids
 
@@ -105,11 +106,20 @@ class TeacherEnv(BaseEnv):
         return [item_of(row) for row in splits.train], [item_of(row) for row in splits.eval]
 
     async def setup(self) -> None:
-        """Load the problems; ask every judge once."""
+        """Load the problems; ask every frozen model and every judge once.
+
+        Raises:
+            ConfigError: one of them cannot be used; names it.
+        """
         train, self.heldout = await self.load_items()
         self.items = shuffled_forever(train, self.config.seed)
+        await check_served(self.student, option="--student.model_name")
+        if self.reference is not None:
+            await check_served(self.reference, option="reference_model_name")
         if self.rim is not None and self.config.teaching_reward_mode == "rim":
             await self.rim.self_test()
+        if self._approach_judge is not None and self.config.capability_estimator == "judge":
+            await self._approach_judge.self_test()
 
     async def get_next_item(self) -> TeachingItem | None:
         """The next training problem."""
@@ -138,7 +148,7 @@ class TeacherEnv(BaseEnv):
             RuntimeError: the policy could not be asked (the cause is chained), or said nothing.
         """
         check_guidance_arguments(task, diagnostic, max_tokens)
-        prompt = self.protocol.teacher_prompt(TeachingItem(task), diagnostic.approach)
+        prompt = self.protocol.teacher_prompt(TeachingItem(task), diagnostic)
         messages: list[Message] = [{"role": "user", "content": prompt}]
         try:
             [(text, node)] = await self.sample(messages, temperature=self.config.temperature, max_tokens=max_tokens)
@@ -219,13 +229,20 @@ class TeacherEnv(BaseEnv):
         if not items:
             log.warning("no held-out item has a ground truth: nothing is evaluated")
             return {}
-        samples = await self.evaluate_items(items, self._evaluate_item)
+        evaluated = await self.evaluate_items(items, self._evaluate_item)
+        samples = [sample for sample in evaluated if sample is not None]
+        if not samples:
+            log.warning("the prompts of all held-out items exceed max_prompt_length: nothing is evaluated")
+            return {}
         metrics = summary([_outcome(sample) for sample in samples])
         await self.evaluate_log(metrics, samples=samples, generation_parameters={"temperature": 0.0})
         return metrics
 
-    async def _evaluate_item(self, item: TeachingItem) -> dict[str, Any]:
+    async def _evaluate_item(self, item: TeachingItem) -> dict[str, Any] | None:
         preparation = await self.protocol.prepare(item, attempts=1, split="eval")
+        if not self._prompt_fits(preparation):
+            self.teaching_metrics.note_drop("prompt_too_long")
+            return None
         messages = teacher_messages(preparation)
         [(text, node)] = await self.sample(
             messages, temperature=0.0, max_tokens=self.config.guidance_tokens, split="eval"
@@ -257,6 +274,8 @@ class TeacherEnv(BaseEnv):
         metrics["teaching/baselines_reused"] = self.protocol.cache.take_reused()
         if self.rim is not None:
             metrics |= {**self.rim.take_metrics(), **self.rim.take_explanations()}
+        if self._approach_judge is not None:
+            metrics |= approach_figures(self._approach_judge.take_metrics())
         await super().wandb_log(metrics)
 
     async def aclose(self) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from atroposlib.data.answers import ground_truth_of, question_of
 from atroposlib.teaching.episode import TeachingItem
-from atroposlib.teaching.templates import OPTIONAL
+from atroposlib.teaching.templates import DIAGNOSED, OPTIONAL
 
-CONTEXT = tuple(dict.fromkeys(name for names in OPTIONAL.values() for name in names))
+CONTEXT = tuple(dict.fromkeys(name for names in OPTIONAL.values() for name in names if name not in DIAGNOSED))
 """Columns that templates may use."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 
 from atroposlib.teaching.episode import PaidLesson, Preparation
@@ -62,6 +62,13 @@ class TeachingMetrics:
             metrics |= _length_figures(lengths, samples["reward"])
             del metrics["teaching/teaching_length"]
         return metrics
+
+
+def approach_figures(judged: Mapping[str, float]) -> dict[str, float]:
+    """The figures of the judge of approaches under names of their own; nothing where it was not asked."""
+    if not judged["rim/calls"] + judged["rim/cache_hits"]:
+        return {}
+    return {f"teaching/approach_{name.rpartition('/')[2]}": value for name, value in judged.items()}
 
 
 def _length_figures(lengths: Sequence[float], rewards: Sequence[float]) -> dict[str, float]:

@@ -43,12 +43,17 @@ class Payment:
         reference, *taught = await all_or_none(
             [self._reference_lesson(preparation), *(self._taught(preparation, one) for one in guidances)]
         )
-        paid = iter(await self._pay(preparation, [one for one in taught if one is not None]))
-        members = [None if one is None else next(paid) for one in taught]
+        given = [one for one in (reference, *taught) if one is not None]
+        # All at once: judges take as long for one as for many.
+        paid = iter(await self._pay(preparation, given))
+        least, *members = [None if one is None else next(paid) for one in (reference, *taught)]
         if self._reference is None:
             return members
-        least = await self._reference_reward(preparation, reference)
-        return [None if one is None else relative_to_reference(one, least) for one in members]
+        if least is None:
+            raise RolloutError(
+                "the reference teacher's guidance could not be paid, so there is nothing to compare with"
+            )
+        return [None if one is None else relative_to_reference(one, least.reward) for one in members]
 
     async def _taught(self, preparation: Preparation, guidance: Guidance) -> Lesson | None:
         attempts = self._config.student_samples_per_guidance
@@ -66,11 +71,3 @@ class Payment:
         sampling = Sampling(self._config.temperature, self._config.guidance_tokens)
         reply = await self._reference.reply(preparation.teacher_prompt, sampling)
         return await self._taught(preparation, self._protocol.guidance(reply.text, reply.tokens))
-
-    async def _reference_reward(self, preparation: Preparation, lesson: Lesson | None) -> float:
-        [paid] = await self._pay(preparation, [lesson]) if lesson is not None else [None]
-        if paid is None:
-            raise RolloutError(
-                "the reference teacher's guidance could not be paid, so there is nothing to compare with"
-            )
-        return paid.reward

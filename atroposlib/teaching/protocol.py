@@ -70,7 +70,7 @@ class TeachingProtocol:
         ]
         reply, baseline = await all_or_none(steps)
         diagnosis = await self.diagnose(item, reply, baseline)
-        return Preparation(item, diagnosis, baseline, self.teacher_prompt(item, reply.text))
+        return Preparation(item, diagnosis, baseline, self.teacher_prompt(item, diagnosis))
 
     async def probe(self, item: TeachingItem, max_tokens: int, *, split: str = "train") -> ChatReply:
         """What the student says about its approach.
@@ -94,9 +94,15 @@ class TeachingProtocol:
             item.question, reply.text, tokens=reply.tokens, is_cut=not reply.is_complete, capability=capability
         )
 
-    def teacher_prompt(self, item: TeachingItem, approach: str) -> str:
+    def teacher_prompt(self, item: TeachingItem, diagnosis: DiagnosticResult) -> str:
         """What the teacher is asked: a user message."""
-        return self._teacher.render({**item.context, "question": item.question, "approach": approach})
+        found = {
+            "approach": diagnosis.approach,
+            "tier": diagnosis.tier,
+            "capability_level": round(diagnosis.capability_level, 2),
+            "identified_gaps": diagnosis.identified_gaps,
+        }
+        return self._teacher.render({**item.context, **found, "question": item.question})
 
     def guidance(self, text: str, completion_tokens: int) -> Guidance:
         """What a teacher's text means to the student.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any, Protocol
 
+from atroposlib.errors import JudgesFailingError
 from atroposlib.rim.result import RIMResult
 from atroposlib.rim.trajectory import Trajectory
 from atroposlib.teaching.config import TeacherEnvConfig
@@ -107,26 +108,17 @@ def trajectory(preparation: Preparation, lesson: Lesson, attempt: Attempt) -> Tr
 
 
 async def judged_capability(judges: Judges, item: TeachingItem, approach: str) -> Capability:
-    """What the diagnostic judge makes of an approach; UNKNOWN where it abstains."""
-    [result] = await judges.score(
-        [
-            Trajectory(
-                question=item.question,
-                student_answer=approach,
-                ground_truth=item.ground_truth or "",
-                student_plan=approach,
-            )
-        ]
+    """What the diagnostic judge makes of an approach; UNKNOWN where it abstains, or is not asked because it failed lately."""
+    case = Trajectory(
+        question=item.question, student_answer=approach, ground_truth=item.ground_truth or "", student_plan=approach
     )
-    score = result.judge_scores.get(DIAGNOSTIC)
-    return UNKNOWN if score is None else capability_from_judge(score, _uncertainty(result.structured_reward))
-
-
-def _uncertainty(breakdown: Mapping[str, Any]) -> float:
-    """Of the sample that the diagnostic judge went by: the surest one. 1.0 where none says."""
-    judges = [judge for judge in breakdown.get("judges", ()) if judge.get("identifier") == DIAGNOSTIC]
-    said = [sample.get("uncertainty") for judge in judges for sample in judge.get("samples", ())]
-    return min((float(value) for value in said if isinstance(value, int | float)), default=1.0)
+    try:
+        [result] = await judges.score([case])
+    # A diagnosis is no reward: without one the group is worth as much.
+    except JudgesFailingError:
+        return UNKNOWN
+    [judge] = [one for one in result.structured_reward["judges"] if one["identifier"] == DIAGNOSTIC]
+    return UNKNOWN if judge["score"] is None else capability_from_judge(judge["score"], judge["uncertainty"])
 
 
 def relative_to_reference(paid: PaidLesson, reference: float) -> PaidLesson:

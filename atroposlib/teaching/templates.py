@@ -33,10 +33,13 @@ This is how the student means to go about it:
 
 {approach}
 
+How able the student seems at it: {tier}
+
 Help the student to get it right.
 First think for yourself between <thinking> and </thinking>: is the approach right, and what is missing? The student does not see this.
 Then write to the student between <teaching> and </teaching>. If the approach is right, one short sentence is enough. If it is wrong or \
-has gaps, explain the steps that are missing. Never state the final answer."""
+has gaps: walk a student of low ability through the steps that are missing, give one of medium ability hints, and one of high ability \
+a remark at most. Never state the final answer."""
 
 STUDENT_WITH_TEACHING = """{question}
 
@@ -51,9 +54,11 @@ STUDENT_BASELINE = """{question}
 Solve the problem step by step, then give the final answer alone between <solution> and </solution>."""
 
 CONTEXT = ("step_context", "tool", "tool_params")
+DIAGNOSED = ("tier", "capability_level", "identified_gaps")
+"""Variables of teacher_adaptive_template that come from the diagnosis, not from the data."""
 OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "student_diagnostic_template": CONTEXT,
-    "teacher_adaptive_template": ("step_context", "guidance_history", "validation", "tool", "tool_params"),
+    "teacher_adaptive_template": ("step_context", "guidance_history", "validation", "tool", "tool_params", *DIAGNOSED),
     "student_with_teaching_template": ("step_context", "guidance_history", "validation", "tool", "tool_params"),
     "student_baseline_template": (),
 }

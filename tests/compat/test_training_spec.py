@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
 
 from atroposlib.data.config import DataConfig
+from atroposlib.envs.base import BaseEnv
+from atroposlib.envs.command_line.options import RootOptions
 from atroposlib.envs.config import BaseEnvConfig
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 from atroposlib.envs.server_handling.server_manager import ServerManagerConfig
 from atroposlib.errors import ConfigError
+from atroposlib.launch.commands import Plan
+from atroposlib.launch.config import InferenceSection, ProcessSection, UpConfig
+from atroposlib.launch.run_folder import RunFolder
 from atroposlib.rim.config import RIMConfig
 from atroposlib.teaching.config import TeacherEnvConfig
 from trainer.config.checks import doubts
 from trainer.config.compose import Composition, load_config, load_config_with_origins
-from trainer.config.deepspeed_presets import PRESETS
 from trainer.config.grammar import canonical
 from trainer.config.grpo import GRPOConfig
 from trainer.config.layers import layers
+from trainer.config.refused import ELSEWHERE, ELSEWHERE_SUPERVISED, why_refused
+from trainer.config.shared import deepspeed_config
+from trainer.grpo_trainer import GRPOTrainer
 from trainer.methods import METHODS
+from trainer.weight_sync.config import WeightSyncConfig
+
+TESTS = Path(__file__).parents[1]
 
 
 class Taken(NamedTuple):
@@ -32,7 +45,7 @@ class Taken(NamedTuple):
     """In the table; 0 for an option that only the code of others has."""
     key: str
     default: Any
-    """Of the option that it sets, on a CPU without flash attention."""
+    """Of the option that it sets, on a CPU without flash attention; None for the two that only say the batch size."""
     given: str
     expected: Any
     bad: str
@@ -51,11 +64,11 @@ TAKEN = [
     Taken(10, "attn_implementation", "sdpa", "eager", "eager", "attn_implementation=flesh", "must be one of auto, sdpa"),
     Taken(11, "model_init_kwargs", None, "{use_cache: false}", {"use_cache": False},
           "model_init_kwargs={use_cache: true}", "is for generation"),
-    Taken(25, "output_dir", "runs/atropos/checkpoints", "x", "x", "output_dir=3", "should be a valid string"),
+    Taken(25, "output_dir", "runs/atropos/checkpoints", "x", "x", "output_dir=pyproject.toml", "is a file"),
     Taken(26, "max_steps", 200, "450", 450, "max_steps=-1", "max_steps must be at least 1"),
     Taken(28, "train_batch_size", 64, "256", 256, "train_batch_size=60 num_generations=8", "56 or 64"),
-    Taken(29, "per_device_train_batch_size", 64, "3", 3, "per_device_train_batch_size=0", "must be at least 1"),
-    Taken(30, "gradient_accumulation_steps", 64, "5", 5,
+    Taken(29, "per_device_train_batch_size", None, "3", 3, "per_device_train_batch_size=0", "must be at least 1"),
+    Taken(30, "gradient_accumulation_steps", None, "5", 5,
           "gradient_accumulation_steps=5 batch_size=64", "nearest valid batch_size: 60 or 65"),
     Taken(31, "gradient_checkpointing", False, "true", True, "gradient_checkpointing=often", "should be a valid boolean"),
     Taken(32, "learning_rate", 1e-6, "5e-7", 5e-7, "learning_rate=0", "learning_rate must be over 0"),
@@ -144,93 +157,111 @@ class Elsewhere(NamedTuple):
     row: int
     key: str
     owner: type[BaseModel]
+    default: Any
+    """A dict: of a part, what is promised of it."""
     good: Any
     bad: Any
-    """A value that is refused; ... where every value of the type is possible."""
+    """A value that is refused; one of another type where every value of the type is possible, see ACCEPTED."""
     message: str
     beside: Mapping[str, Any] | None = None
     """What `bad` contradicts."""
 
 
+REQUIRED = PydanticUndefined
 RIM = {"models": {"small_model": "http://judge/v1#m"}}
 """The option without which there are no judges."""
 
 OWNED = [
-    Elsewhere(13, "dataset_id_or_path", DataConfig, "org/set", 3, "valid string"),
-    Elsewhere(14, "dataset_split", DataConfig, "train", 3, "valid string"),
-    Elsewhere(15, "dataset_level_filter", DataConfig, "level_4_5", 3, "valid string"),
-    Elsewhere(16, "dataset_max_samples", DataConfig, 1000, 0, "greater than or equal to 1"),
-    Elsewhere(17, "eval_split_ratio", DataConfig, 0.2, 1.0, "less than 1"),
-    Elsewhere(18, "shuffle", DataConfig, False, "x", "valid boolean"),
-    Elsewhere(20, "dataset_path", DataConfig, "a.jsonl", 3, "not a valid path"),
-    Elsewhere(21, "loader", DataConfig, "runtime_traces", "nobody", "there is no loader 'nobody'"),
-    Elsewhere(22, "train_split", DataConfig, "train", 3, "valid string"),
-    Elsewhere(22, "val_split", DataConfig, "validation", "validation", "both say", {"eval_split_ratio": 0.2}),
-    Elsewhere(23, "keep_columns", DataConfig, ["prompt"], "prompt", "valid tuple"),
-    Elsewhere(54, "max_prompt_length", TeacherEnvConfig, 1024, 0, "greater than or equal to 1"),
-    Elsewhere(88, "max_probe_tokens", TeacherEnvConfig, 50, 5000, "must not exceed max_completion_length"),
-    Elsewhere(93, "degradation_penalty_multiplier", TeacherEnvConfig, 1.0, -1, "greater than or equal to 0"),
-    Elsewhere(94, "efficiency_weight", TeacherEnvConfig, 0.3, -1, "greater than or equal to 0"),
-    Elsewhere(95, "logging_prob", TeacherEnvConfig, 0.0, 2, "less than or equal to 1"),
-    Elsewhere(96, "student_model", TeacherEnvConfig, "Qwen/Qwen3-4B", 3, "valid string"),
-    Elsewhere(97, "use_reference_teacher_model", TeacherEnvConfig, False, True, "needs reference_base_url"),
-    Elsewhere(98, "trainer_args", TeacherEnvConfig, {"max_probe_tokens": 50}, {"max_probe_tokens": 50}, "with two values",
+    Elsewhere(13, "dataset_id_or_path", DataConfig, None, "org/set", 3, "valid string"),
+    Elsewhere(14, "dataset_split", DataConfig, None, "train", 3, "valid string"),
+    Elsewhere(15, "dataset_level_filter", DataConfig, None, "level_4_5", 3, "valid string"),
+    Elsewhere(16, "dataset_max_samples", DataConfig, None, 1000, 0, "greater than or equal to 1"),
+    Elsewhere(17, "eval_split_ratio", DataConfig, 0.1, 0.2, 1.0, "less than 1"),
+    Elsewhere(18, "shuffle", DataConfig, True, False, "x", "valid boolean"),
+    Elsewhere(20, "dataset_path", DataConfig, None, "a.jsonl", 3, "not a valid path"),
+    Elsewhere(21, "loader", DataConfig, "rows", "runtime_traces", "nobody", "there is no loader 'nobody'"),
+    Elsewhere(22, "train_split", DataConfig, "train", "train", 3, "valid string"),
+    Elsewhere(22, "val_split", DataConfig, None, "validation", "validation", "both say", {"eval_split_ratio": 0.2}),
+    Elsewhere(23, "keep_columns", DataConfig, None, ["prompt"], "prompt", "valid tuple"),
+    Elsewhere(54, "max_prompt_length", TeacherEnvConfig, 2048, 1024, 0, "greater than or equal to 1"),
+    Elsewhere(88, "max_probe_tokens", TeacherEnvConfig, 500, 50, 5000, "must not exceed max_completion_length"),
+    Elsewhere(93, "degradation_penalty_multiplier", TeacherEnvConfig, 2.0, 1.0, -1, "greater than or equal to 0"),
+    Elsewhere(94, "efficiency_weight", TeacherEnvConfig, 1.0, 0.3, -1, "greater than or equal to 0"),
+    Elsewhere(95, "logging_prob", TeacherEnvConfig, 0.1, 0.0, 2, "less than or equal to 1"),
+    Elsewhere(96, "student_model", TeacherEnvConfig, None, "Qwen/Qwen3-4B", 3, "valid string"),
+    Elsewhere(97, "use_reference_teacher_model", TeacherEnvConfig, False, False, True, "needs reference_base_url"),
+    Elsewhere(98, "trainer_args", TeacherEnvConfig, {}, {"max_probe_tokens": 50}, {"max_probe_tokens": 50}, "with two values",
               {"max_probe_tokens": 51}),
-    Elsewhere(103, "reward_log_name", RIMConfig, "a_b", "a b", "should match pattern", RIM),
-    Elsewhere(104, "teacher_reward", RIMConfig, {"_target_": "RIM.reward_adapter.RIMReward"}, {"_target_": "x.Y"}, "known: rim",
-              RIM),
-    Elsewhere(105, "teacher_reward", RIMConfig, {"tokenizer": None}, {"tokenizer": "x"}, "should be None", RIM),
-    Elsewhere(106, "temperatures", RIMConfig, [0.5], [], "at least 1 item", RIM),
-    Elsewhere(107, "models", RIMConfig, RIM["models"], {}, "Field required"),
-    Elsewhere(108, "models", RIMConfig, {"small_model": "a/b", "large_model": None}, {"small_model": ""}, "at least 1 char"),
-    Elsewhere(109, "active_judges", RIMConfig, {"accuracy": True}, {"wisdom": True}, "Input should be 'accuracy'", RIM),
-    Elsewhere(110, "anti_gaming", RIMConfig, {"cap_score": 0.1}, {"cap_score": 2}, "less than or equal to 1", RIM),
-    Elsewhere(111, "parallel_execution", RIMConfig, {"max_workers": 2}, {"max_workers": 0}, "greater than or equal to 1", RIM),
-    Elsewhere(125, "db_url", DataConfig, "postgresql://h/d", 3, "valid string"),
-    Elsewhere(125, "min_reward", DataConfig, 0.8, "x", "valid number"),
-    Elsewhere(125, "learning_key", DataConfig, "k", 3, "valid string"),
-    Elsewhere(140, "group_size", BaseEnvConfig, 4, 0, "greater than or equal to 1"),
-    Elsewhere(141, "max_num_workers", BaseEnvConfig, -1, -2, "greater than or equal to -1"),
-    Elsewhere(142, "max_num_workers_per_node", BaseEnvConfig, 8, 0, "greater than or equal to 1"),
-    Elsewhere(143, "max_eval_workers", BaseEnvConfig, 16, "x", "valid integer"),
-    Elsewhere(144, "steps_per_eval", BaseEnvConfig, 100, "x", "valid integer"),
-    Elsewhere(145, "max_token_length", BaseEnvConfig, 2048, 0, "greater than or equal to 1"),
-    Elsewhere(146, "eval_handling", BaseEnvConfig, "STOP_TRAIN", "REST", "Input should be"),
-    Elsewhere(147, "eval_limit_ratio", BaseEnvConfig, 0.5, 2, "less than or equal to 1"),
-    Elsewhere(148, "inference_weight", BaseEnvConfig, 1.0, "x", "valid number"),
-    Elsewhere(149, "batch_size", BaseEnvConfig, -1, -2, "greater than or equal to -1"),
-    Elsewhere(150, "max_batches_offpolicy", BaseEnvConfig, 3, "x", "valid integer"),
-    Elsewhere(151, "tokenizer_name", BaseEnvConfig, "org/model", 3, "valid string"),
-    Elsewhere(152, "use_wandb", BaseEnvConfig, True, "x", "valid boolean"),
-    Elsewhere(153, "rollout_server_url", BaseEnvConfig, "http://h:1", 3, "valid string"),
-    Elsewhere(154, "total_steps", BaseEnvConfig, 1000, -2, "greater than or equal to -1"),
-    Elsewhere(155, "wandb_name", BaseEnvConfig, "a", 3, "valid string"),
-    Elsewhere(156, "num_rollouts_to_keep", BaseEnvConfig, 32, -1, "greater than or equal to 0"),
-    Elsewhere(157, "num_rollouts_per_group_for_logging", BaseEnvConfig, 1, -2, "greater than or equal to -1"),
-    Elsewhere(158, "ensure_scores_are_not_same", BaseEnvConfig, True, "x", "valid boolean"),
-    Elsewhere(159, "data_path_to_save_groups", BaseEnvConfig, "a.jsonl", 3, "valid string"),
-    Elsewhere(160, "min_items_sent_before_logging", BaseEnvConfig, 2, "x", "valid integer"),
-    Elsewhere(161, "slurm", ServerManagerConfig, True, "x", "valid boolean"),
-    Elsewhere(162, "testing", ServerManagerConfig, True, "x", "valid boolean"),
-    Elsewhere(163, "timeout", APIServerConfig, 1200, 0, "greater than 0"),
-    Elsewhere(164, "num_max_requests_at_once", APIServerConfig, 512, 0, "greater than or equal to 1"),
-    Elsewhere(165, "num_requests_for_eval", APIServerConfig, 64, 0, "greater than or equal to 1"),
-    Elsewhere(166, "model_name", APIServerConfig, "default", 3, "valid string"),
-    Elsewhere(167, "rolling_buffer_length", APIServerConfig, 1000, "x", "valid integer"),
-    Elsewhere(168, "api_key", APIServerConfig, "x", 3, "valid string"),
-    Elsewhere(169, "base_url", APIServerConfig, "http://h/v1", 3, "valid string"),
-    Elsewhere(0, "variance_threshold", RIMConfig, 0.15, -1, "greater than or equal to 0", RIM),
-    Elsewhere(0, "model_configs", RIMConfig, {"large": {"max_tokens": 9}}, {"huge": {}}, "Extra inputs", RIM),
-    Elsewhere(0, "consistency_rules", RIMConfig, {"alignment_completeness_bound": 0.2}, {"contradiction_penalty": 0.2},
-              "has never had an effect", RIM),
-    Elsewhere(0, "include_messages", BaseEnvConfig, True, "x", "valid boolean"),
-    Elsewhere(0, "min_batch_allocation", BaseEnvConfig, 0.1, "x", "valid number"),
-    Elsewhere(0, "worker_timeout", BaseEnvConfig, 600, "x", "valid number"),
-    Elsewhere(0, "data_dir_to_save_evals", BaseEnvConfig, "x", 3, "valid string"),
-    Elsewhere(0, "max_n_completions", ServerManagerConfig, 8, 0, "greater than or equal to 1"),
-    Elsewhere(0, "n_kwarg_is_ignored", APIServerConfig, True, "x", "valid boolean"),
-    Elsewhere(0, "server_type", APIServerConfig, "vllm", "abacus", "Input should be"),
+    Elsewhere(103, "reward_log_name", RIMConfig, "interpretation_teaching", "a_b", "a b", "should match pattern", RIM),
+    Elsewhere(104, "teacher_reward", RIMConfig, {"target": "rim"}, {"_target_": "RIM.reward_adapter.RIMReward"},
+              {"_target_": "x.Y"}, "known: rim", RIM),
+    Elsewhere(105, "teacher_reward", RIMConfig, {"tokenizer": None}, {"tokenizer": None}, {"tokenizer": "x"}, "should be None", RIM),
+    Elsewhere(106, "temperatures", RIMConfig, (0.2, 0.5, 0.8), [0.5], [], "at least 1 item", RIM),
+    Elsewhere(107, "models", RIMConfig, REQUIRED, RIM["models"], {}, "Field required"),
+    Elsewhere(108, "models", RIMConfig, REQUIRED, {"small_model": "a/b", "large_model": None}, {"small_model": ""}, "at least 1 char"),
+    Elsewhere(109, "active_judges", RIMConfig, {"helpfulness": True, "process": True}, {"accuracy": True},
+              {"wisdom": True}, "Input should be 'accuracy'", RIM),
+    Elsewhere(110, "anti_gaming", RIMConfig, {"cap_score": 0.3}, {"cap_score": 0.1}, {"cap_score": 2}, "less than or equal to 1", RIM),
+    Elsewhere(111, "parallel_execution", RIMConfig, {"max_workers": 8}, {"max_workers": 2}, {"max_workers": 0},
+              "greater than or equal to 1", RIM),
+    Elsewhere(125, "db_url", DataConfig, None, "postgresql://h/d", 3, "valid string"),
+    Elsewhere(125, "min_reward", DataConfig, 0.0, 0.8, "x", "valid number"),
+    Elsewhere(125, "learning_key", DataConfig, None, "k", 3, "valid string"),
+    Elsewhere(140, "group_size", BaseEnvConfig, 4, 4, 0, "greater than or equal to 1"),
+    Elsewhere(141, "max_num_workers", BaseEnvConfig, -1, -1, -2, "greater than or equal to -1"),
+    Elsewhere(142, "max_num_workers_per_node", BaseEnvConfig, 8, 8, 0, "greater than or equal to 1"),
+    Elsewhere(143, "max_eval_workers", BaseEnvConfig, 16, 16, "x", "valid integer"),
+    Elsewhere(144, "steps_per_eval", BaseEnvConfig, 100, 100, "x", "valid integer"),
+    Elsewhere(145, "max_token_length", BaseEnvConfig, 2048, 2048, 0, "greater than or equal to 1"),
+    Elsewhere(146, "eval_handling", BaseEnvConfig, "STOP_TRAIN", "STOP_TRAIN", "REST", "Input should be"),
+    Elsewhere(147, "eval_limit_ratio", BaseEnvConfig, 0.5, 0.5, 2, "less than or equal to 1"),
+    Elsewhere(148, "inference_weight", BaseEnvConfig, 1.0, 1.0, "x", "valid number"),
+    Elsewhere(149, "batch_size", BaseEnvConfig, -1, -1, -2, "greater than or equal to -1"),
+    Elsewhere(150, "max_batches_offpolicy", BaseEnvConfig, 3, 3, "x", "valid integer"),
+    Elsewhere(151, "tokenizer_name", BaseEnvConfig, "NousResearch/DeepHermes-3-Llama-3-3B-Preview", "org/model", 3, "valid string"),
+    Elsewhere(152, "use_wandb", BaseEnvConfig, True, True, "x", "valid boolean"),
+    Elsewhere(153, "rollout_server_url", BaseEnvConfig, "http://localhost:8000", "http://h:1", 3, "valid string"),
+    Elsewhere(154, "total_steps", BaseEnvConfig, 1000, 1000, -2, "greater than or equal to -1"),
+    Elsewhere(155, "wandb_name", BaseEnvConfig, None, "a", 3, "valid string"),
+    Elsewhere(156, "num_rollouts_to_keep", BaseEnvConfig, 32, 32, -1, "greater than or equal to 0"),
+    Elsewhere(157, "num_rollouts_per_group_for_logging", BaseEnvConfig, 1, 1, -2, "greater than or equal to -1"),
+    Elsewhere(158, "ensure_scores_are_not_same", BaseEnvConfig, True, True, "x", "valid boolean"),
+    Elsewhere(159, "data_path_to_save_groups", BaseEnvConfig, None, "a.jsonl", 3, "valid string"),
+    Elsewhere(160, "min_items_sent_before_logging", BaseEnvConfig, 2, 2, "x", "valid integer"),
+    Elsewhere(161, "slurm", ServerManagerConfig, False, True, "x", "valid boolean"),
+    Elsewhere(162, "testing", ServerManagerConfig, False, True, "x", "valid boolean"),
+    Elsewhere(163, "timeout", APIServerConfig, 1200, 1200, 0, "greater than 0"),
+    Elsewhere(164, "num_max_requests_at_once", APIServerConfig, 512, 512, 0, "greater than or equal to 1"),
+    Elsewhere(165, "num_requests_for_eval", APIServerConfig, 64, 64, 0, "greater than or equal to 1"),
+    Elsewhere(166, "model_name", APIServerConfig, "default", "default", 3, "valid string"),
+    Elsewhere(167, "rolling_buffer_length", APIServerConfig, 1000, 1000, "x", "valid integer"),
+    Elsewhere(168, "api_key", APIServerConfig, "", "x", 3, "valid string"),
+    Elsewhere(169, "base_url", APIServerConfig, "", "http://h/v1", 3, "valid string"),
+    Elsewhere(0, "variance_threshold", RIMConfig, 0.15, 0.15, -1, "greater than or equal to 0", RIM),
+    Elsewhere(0, "model_configs", RIMConfig, {"large": {"max_tokens": 32768, "response_format": "json"}}, 
+              {"large": {"max_tokens": 9}}, {"huge": {}}, "Extra inputs", RIM),
+    Elsewhere(0, "consistency_rules", RIMConfig, {"alignment_completeness_bound": 0.1}, {"alignment_completeness_bound": 0.2},
+              {"contradiction_penalty": 0.2}, "has never had an effect", RIM),
+    Elsewhere(0, "include_messages", BaseEnvConfig, False, True, "x", "valid boolean"),
+    Elsewhere(0, "min_batch_allocation", BaseEnvConfig, None, 0.1, "x", "valid number"),
+    Elsewhere(0, "worker_timeout", BaseEnvConfig, 600, 600, "x", "valid number"),
+    Elsewhere(0, "data_dir_to_save_evals", BaseEnvConfig, None, "x", 3, "valid string"),
+    Elsewhere(0, "max_n_completions", ServerManagerConfig, 8, 8, 0, "greater than or equal to 1"),
+    Elsewhere(0, "n_kwarg_is_ignored", APIServerConfig, False, True, "x", "valid boolean"),
+    Elsewhere(0, "server_type", APIServerConfig, "openai", "vllm", "abacus", "Input should be"),
 ]  # fmt: skip
+ACCEPTED = [
+    (143, BaseEnvConfig, "max_eval_workers", 0, "0 or less: all"),
+    (144, BaseEnvConfig, "steps_per_eval", -1, "0 or less: never"),
+    (148, BaseEnvConfig, "inference_weight", -7.0, "0 or less: only places that no other environment waits for"),
+    (150, BaseEnvConfig, "max_batches_offpolicy", 0, "0 or less: no such bound"),
+    (153, BaseEnvConfig, "rollout_server_url", "", "Base URL of the rollout server"),
+    (0, BaseEnvConfig, "worker_timeout", -1.0, "0 or less: no deadline"),
+    (160, BaseEnvConfig, "min_items_sent_before_logging", 0, "Groups accepted before the metrics"),
+    (162, ServerManagerConfig, "testing", True, "harness of canned answers"),
+    (167, APIServerConfig, "rolling_buffer_length", 0, "Requests that the timing metrics look back on"),
+]
+"""Values that are refused elsewhere and taken here, for compatibility: Atropos has no bounds."""
 TEMPLATES = [
     (89, "student_diagnostic_template", "question"),
     (90, "teacher_adaptive_template", "approach"),
@@ -239,8 +270,11 @@ TEMPLATES = [
 ]
 
 ENVIRONMENT, INFERENCE, CLIENT = "option of the environment", "section inference", "inference client"
+COMMAND, REWARD_FUNCS, STUDENT = "flag of the environment's command", "GRPOTrainer takes it", "section frozen"
 DATA, REWARD, TEACHER = "dataset is the environment's", "computed by environments", "teacher protocol"
-SAMPLING, TOKENS, NO_EVAL = "environments sample", "token ids arrive ready", "environments evaluate"
+SAMPLING, SCHEDULING = "passes it to sample()", "the inference server schedules"
+ENGINE, RAY = "inference.{} of the file of atropos up", "Ray is not supported"
+TOKENS, NO_EVAL = "token ids arrive ready", "environments evaluate"
 SFT, GKD = "it is a key of method=sft", "it is a key of method=gkd"
 
 REFUSED = [
@@ -250,24 +284,28 @@ REFUSED = [
     (14, "dataset_split", DATA), (15, "dataset_level_filter", DATA), (16, "dataset_max_samples", DATA),
     (17, "eval_split_ratio", DATA), (18, "shuffle", DATA), (19, "completion_only_training", SFT), (20, "dataset_path", DATA),
     (21, "make_dataset_fn._target_", DATA), (22, "train_split", DATA), (22, "val_split", DATA), (23, "keep_columns", DATA),
-    (24, "artificial_epochs", DATA), (27, "num_train_epochs", "use max_steps; it is a key of method=sft"), (41, "eval_steps", NO_EVAL),
+    (24, "artificial_epochs", "without end: use max_steps"),
+    (27, "num_train_epochs", "use max_steps; it is a key of method=sft"), (41, "eval_steps", NO_EVAL),
     (43, "load_best_model_at_end", NO_EVAL), (44, "metric_for_best_model", NO_EVAL), (45, "greater_is_better", NO_EVAL),
     (47, "do_eval", NO_EVAL), (49, "remove_unused_columns", "not from a dataset"), (50, "trainer_log_name", "run_name"),
-    (54, "max_prompt_length", SAMPLING), (56, "reward_weights", REWARD), (57, "top_k", SAMPLING), (58, "top_p", SAMPLING),
-    (59, "min_p", SAMPLING), (60, "repetition_penalty", SAMPLING), (61, "generation_aggregation_steps", SAMPLING),
-    (62, "shuffle_generation_inputs", SAMPLING), (67, "ds3_gather_for_generation", "get whole weights"),
+    (54, "max_prompt_length", TEACHER), (56, "reward_weights", REWARD_FUNCS), (57, "top_k", SAMPLING), (58, "top_p", SAMPLING),
+    (59, "min_p", SAMPLING), (60, "repetition_penalty", SAMPLING), (61, "generation_aggregation_steps", SCHEDULING),
+    (62, "shuffle_generation_inputs", SCHEDULING), (67, "ds3_gather_for_generation", "get whole weights"),
     (69, "backprop_accumulation_steps", "max_tokens_per_micro_batch"),
     (70, "backprop_accumulation_micro_batch_size", "max_tokens_per_micro_batch"), (74, "use_vllm", INFERENCE),
-    (75, "use_vllm_server", INFERENCE), (76, "vllm_device", INFERENCE), (77, "vllm_gpu_memory_utilization", INFERENCE),
-    (78, "vllm_dtype", INFERENCE), (79, "vllm_max_model_len", INFERENCE), (80, "vllm_host", "inference_servers"),
-    (81, "vllm_port", "inference_servers"), (82, "vllm_server_timeout", "inference.ready_timeout_s"), (83, "use_ray", INFERENCE),
-    (84, "ray_tensor_parallelism", INFERENCE), (85, "num_vllm_clients", "inference_servers"),
-    (86, "enable_prefix_caching", INFERENCE), (87, "enforce_eager", INFERENCE), (88, "max_probe_tokens", TEACHER),
+    (75, "use_vllm_server", INFERENCE), (76, "vllm_device", "processes.inference.env"),
+    (77, "vllm_gpu_memory_utilization", ENGINE.format("gpu_memory_utilization")), (78, "vllm_dtype", ENGINE.format("dtype")),
+    (79, "vllm_max_model_len", ENGINE.format("max_model_len")), (80, "vllm_host", "inference_servers"),
+    (81, "vllm_port", "inference_servers"), (82, "vllm_server_timeout", "inference.ready_timeout_s"), (83, "use_ray", RAY),
+    (84, "ray_tensor_parallelism", ENGINE.format("tensor_parallel_size")), (85, "num_vllm_clients", "inference_servers"),
+    (86, "enable_prefix_caching", ENGINE.format("extra_args")),
+    (87, "enforce_eager", ENGINE.format("extra_args")), (88, "max_probe_tokens", TEACHER),
     (89, "student_diagnostic_template", TEACHER), (90, "teacher_adaptive_template", TEACHER),
     (91, "student_with_teaching_template", TEACHER), (92, "student_baseline_template", TEACHER),
     (93, "degradation_penalty_multiplier", TEACHER), (94, "efficiency_weight", TEACHER), (95, "logging_prob", TEACHER),
     (96, "student_model", TEACHER), (97, "use_reference_teacher_model", TEACHER), (98, "trainer_args.max_probe_tokens", TEACHER),
-    (99, "diagnostic_probe.max_tokens", TEACHER), (100, "generate_guidance.max_tokens", TEACHER), (101, "max_seq_length", SFT),
+    (99, "diagnostic_probe.max_tokens", "max_probe_tokens of the teaching environment"),
+    (100, "generate_guidance.max_tokens", "max_guidance_tokens of the teaching environment"), (101, "max_seq_length", SFT),
     (102, "packing", SFT), (103, "reward_log_name", REWARD), (104, "teacher_reward._target_", REWARD),
     (105, "teacher_reward.tokenizer", REWARD), (106, "temperatures", REWARD), (107, "models.small_model", REWARD),
     (108, "models.large_model", REWARD), (109, "active_judges", REWARD), (110, "anti_gaming.cap_score", REWARD),
@@ -283,22 +321,22 @@ REFUSED = [
     (152, "use_wandb", ENVIRONMENT), (154, "total_steps", "max_steps"), (155, "wandb_name", ENVIRONMENT),
     (156, "num_rollouts_to_keep", ENVIRONMENT), (157, "num_rollouts_per_group_for_logging", ENVIRONMENT),
     (158, "ensure_scores_are_not_same", ENVIRONMENT), (159, "data_path_to_save_groups", ENVIRONMENT),
-    (160, "min_items_sent_before_logging", ENVIRONMENT), (161, "slurm", ENVIRONMENT), (162, "testing", ENVIRONMENT),
+    (160, "min_items_sent_before_logging", ENVIRONMENT), (161, "slurm", COMMAND), (162, "testing", COMMAND),
     (163, "timeout", CLIENT), (164, "num_max_requests_at_once", CLIENT), (165, "num_requests_for_eval", CLIENT),
     (166, "model_name", "model_name_or_path"), (167, "rolling_buffer_length", CLIENT), (168, "api_key", CLIENT),
     (169, "base_url", CLIENT),
-    (0, "vllm_group_port", "weight_sync"), (0, "vllm_guided_decoding_regex", INFERENCE),
-    (0, "ray_share_training_devices", INFERENCE), (0, "ray_data_parallelism", INFERENCE),
-    (0, "ray_no_memory_duplication", INFERENCE), (0, "vllm_sleep_level", INFERENCE), (0, "student_model_init_kwargs", TEACHER),
-    (0, "disable_student_offloading", TEACHER), (0, "logging_strategy", "use logging_steps"), (0, "eval_strategy", NO_EVAL),
+    (0, "vllm_group_port", "weight_sync"), (0, "vllm_guided_decoding_regex", "not supported"),
+    (0, "ray_share_training_devices", RAY), (0, "ray_data_parallelism", RAY), (0, "ray_no_memory_duplication", RAY),
+    (0, "vllm_sleep_level", ENGINE.format("gpu_memory_utilization")), (0, "student_model_init_kwargs", STUDENT),
+    (0, "disable_student_offloading", STUDENT), (0, "logging_strategy", "use logging_steps"), (0, "eval_strategy", NO_EVAL),
     (0, "eval_on_start", NO_EVAL), (0, "eval_accumulation_steps", NO_EVAL), (0, "per_device_eval_batch_size", NO_EVAL),
     (0, "save_final_model", "RUN_DIR/final"), (0, "resume_from", "by itself"), (0, "tags", "WANDB_TAGS"),
     (0, "call_post_training", "a line of its own"), (0, "wandb_project", "use project"), (0, "wandb_group_name", "run_name"),
     (0, "wandb_run_name", "run_name"), (0, "results_dir", "run_dir"), (0, "exp_name", "run_name"),
-    (0, "custom_start_of_response", SFT), (0, "add_dataset_indices", DATA), (0, "variance_threshold", REWARD),
+    (0, "custom_start_of_response", SFT), (0, "add_dataset_indices", "keep their source_id"), (0, "variance_threshold", REWARD),
     (0, "model_configs", REWARD), (0, "consistency_rules", REWARD), (0, "include_messages", ENVIRONMENT),
     (0, "min_batch_allocation", ENVIRONMENT), (0, "worker_timeout", ENVIRONMENT), (0, "data_dir_to_save_evals", ENVIRONMENT),
-    (0, "max_n_completions", CLIENT), (0, "n_kwarg_is_ignored", CLIENT), (0, "server_type", CLIENT),
+    (0, "max_n_completions", COMMAND), (0, "n_kwarg_is_ignored", CLIENT), (0, "server_type", CLIENT),
 ]  # fmt: skip
 """With method=grpo."""
 REFUSED_IN_SFT = [
@@ -321,8 +359,23 @@ ONLY_EXTENSIONS = {
 }  # fmt: skip
 """Options without a row of their own."""
 
-NO_OPTIONS = {112, 113, 114, 115, 116, *range(133, 140)}
-"""Preset selectors and recipes (see test_compose), the Python interface, environment variables and positional arguments."""
+TESTED_ELSEWHERE = {
+    112: "trainer/config/test_compose.py::test_all_spellings_of_a_preset_mean_the_preset",
+    113: "trainer/config/test_compose.py::test_the_teachers_recipes_are_those_of_the_documents",
+    114: "trainer/config/test_compose.py::test_the_teachers_recipes_are_those_of_the_documents",
+    115: "trainer/test_grpo_trainer.py::test_both_names_of_the_configuration_and_of_the_tokenizer_are_taken",
+    116: "trainer/test_grpo_trainer.py::test_override_points_and_callbacks_are_called_and_their_errors_end_the_run",
+    133: "trainer/policy/test_hub.py::test_the_token_comes_from_the_environment",
+    134: "trainer/reporting/test_tracking.py::test_wandb_without_a_key_stays_in_the_run_folder",
+    137: "trainer/config/test_config_variables.py::test_a_variable_that_nobody_reads_any_more_is_named",
+    139: "compat/test_training_spec.py::test_processes_of_the_trainer_are_counted_by_name",
+}
+"""Rows that are no options: selectors and recipes, the Python interface, variables, arguments of launching."""
+DOCUMENTED_VARIABLES = {
+    133: "HF_TOKEN", 134: "WANDB_API_KEY", 135: "HF_HUB_ENABLE_HF_TRANSFER", 136: "CUDA_VISIBLE_DEVICES",
+    137: "TRANSFORMERS_CACHE", 138: "VLLM_WORKER_MULTIPROC_METHOD",
+}  # fmt: skip
+"""Variables of libraries: CONFIG.md says who honours them."""
 ONLY_SAYS_THE_BATCH_SIZE = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -345,8 +398,29 @@ def test_every_row_is_here() -> None:
     tables = (TAKEN, DEEPSPEED, OWNED, TEMPLATES, REFUSED)
     rows = {row[0] for table in tables for row in table} - {0}
 
-    assert rows | NO_OPTIONS == set(range(1, 170))
-    assert not rows & NO_OPTIONS
+    assert rows | TESTED_ELSEWHERE.keys() | DOCUMENTED_VARIABLES.keys() == set(range(1, 170))
+    assert not rows & (TESTED_ELSEWHERE.keys() | DOCUMENTED_VARIABLES.keys())
+
+
+@pytest.mark.parametrize("test", TESTED_ELSEWHERE.values())
+def test_a_row_that_is_no_option_has_its_test(test: str) -> None:
+    path, _, name = test.partition("::")
+
+    assert f"def {name}(" in (TESTS / path).read_text(encoding="utf-8")
+
+
+def test_processes_of_the_trainer_are_counted_by_name(tmp_path: Path) -> None:
+    environment = {"command": "environments/chain_sum.py"}
+    config = UpConfig.model_validate({"model": tmp_path, "environments": [environment], "trainer_ranks": 3})
+
+    argv = Plan(config, RunFolder(tmp_path), 9000, 9001, has_gpu=False).trainer().argv
+
+    assert argv[argv.index("--nproc-per-node") + 1] == "3"
+
+
+@pytest.mark.parametrize("variable", DOCUMENTED_VARIABLES.values())
+def test_a_variable_of_a_library_is_documented(variable: str) -> None:
+    assert f"| `{variable}` |" in (TESTS.parent / "CONFIG.md").read_text(encoding="utf-8")
 
 
 def test_every_option_without_a_row_is_here() -> None:
@@ -368,7 +442,11 @@ def test_a_row_of_the_trainer_is_taken_under_its_name(row: Taken, tmp_path: Path
 
 @pytest.mark.parametrize("row", TAKEN, ids=lambda row: f"{row.method}-{row.key}")
 def test_a_row_of_the_trainer_has_the_default_that_is_promised(row: Taken) -> None:
-    assert getattr(METHODS[row.method].config_class(), field_of(row.key)) == row.default
+    config_class = METHODS[row.method].config_class
+    if row.key in ONLY_SAYS_THE_BATCH_SIZE:
+        assert config_class.__dataclass_fields__[row.key].default is row.default
+    else:
+        assert getattr(config_class(), field_of(row.key)) == row.default
 
 
 @pytest.mark.parametrize("row", TAKEN, ids=lambda row: f"{row.method}-{row.key}")
@@ -389,6 +467,28 @@ def test_a_row_of_another_component_is_taken_there(row: Elsewhere) -> None:
     with pytest.raises((ValidationError, ConfigError)) as caught:
         row.owner.model_validate({**(row.beside or {}), row.key: row.bad})
     assert row.message in str(caught.value)
+
+
+@pytest.mark.parametrize("row", OWNED, ids=lambda row: f"{row.owner.__name__}-{row.row}-{row.key}")
+def test_a_row_of_another_component_has_the_default_that_is_promised(row: Elsewhere) -> None:
+    default = row.owner.model_fields[row.key].get_default(call_default_factory=True)
+
+    assert part(default, row.default) == row.default
+
+
+def part(value: Any, promised: Any) -> Any:
+    """What of a value a promise is about."""
+    if isinstance(value, BaseModel):
+        return {key: part(getattr(value, key), inner) for key, inner in promised.items()}
+    return getattr(value, "value", value)
+
+
+@pytest.mark.parametrize(("row", "owner", "key", "value", "meaning"), ACCEPTED, ids=[row[2] for row in ACCEPTED])
+def test_a_value_that_existing_environments_may_hold_is_taken_and_explained(
+    row: int, owner: type[BaseModel], key: str, value: Any, meaning: str
+) -> None:
+    assert getattr(owner.model_validate({key: value}), key) == value
+    assert meaning in str(owner.model_fields[key].description)
 
 
 @pytest.mark.parametrize(("row", "key", "variable"), TEMPLATES, ids=[key for _, key, _ in TEMPLATES])
@@ -433,14 +533,58 @@ def test_a_row_of_others_is_refused_by_supervised_training_too(row: int, key: st
         load_config(None, [model, "method=sft", f"{key}=1"])
 
 
+HINTED = {
+    r"\buse (?:method=)?(\w+)": {*METHODS, *(key for method in METHODS.values() for key in method.schema.names())},
+    r"--env\.(\w+)": BaseEnvConfig.model_fields,
+    r"--openai\.(\w+)": APIServerConfig.model_fields,
+    r"environment's command: --(\w+)": RootOptions.model_fields,
+    r"(?<!\.)\binference\.(\w+)": InferenceSection.model_fields,
+    r"processes\.inference\.(\w+)": ProcessSection.model_fields,
+    r"section (\w+) of the file of atropos up": UpConfig.model_fields,
+    r"(\w+) of the teaching environment": TeacherEnvConfig.model_fields,
+    r"(\w+) of their section rim": RIMConfig.model_fields,
+    r"(\w+) of its section data": DataConfig.model_fields,
+    r"passes it to (\w+)": dir(BaseEnv),
+    r"base URLs in (\w+)": GRPOConfig.__dataclass_fields__,
+    r"weight_sync\.(\w+)": WeightSyncConfig.__dataclass_fields__,
+}
+"""How a hint names what to use instead, and who has something of that name."""
+NAMESPACES = {"env", "openai"}
+"""Refused with the name after the dot."""
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [("grpo", key) for key in sorted(ELSEWHERE.keys() - NAMESPACES)]
+    + [("sft", key) for key in sorted(ELSEWHERE_SUPERVISED.keys() - NAMESPACES)],
+)
+def test_what_a_hint_names_exists(method: str, key: str) -> None:
+    hint = str(why_refused(key, method))
+    named = {name: names for pattern, names in HINTED.items() for name in re.findall(pattern, hint)}
+
+    assert [name for name, names in named.items() if name not in names] == []
+    if "dataset is the environment's: set it there" in hint:
+        assert key in DataConfig.model_fields
+    if hint.endswith("GRPOTrainer takes it"):
+        assert key in inspect.signature(GRPOTrainer).parameters
+
+
 @pytest.mark.parametrize("section", ["data", "model", "reward", "trainer", "trainer.args", "trainer_args"])
 def test_a_refused_key_is_recognised_in_each_legacy_section(section: str, model: str) -> None:
     with pytest.raises(ConfigError, match="has no use with method=grpo"):
         load_config(None, [model, f"{section}.dataset_path=x"])
 
 
-def test_the_presets_of_deepspeed_exist() -> None:
-    assert PRESETS == ("zero1", "zero2", "zero3", "zero3_offload")
+@pytest.mark.parametrize(
+    ("name", "stage", "offloads"),
+    [("zero1", 1, False), ("zero2", 2, False), ("zero3", 3, False), ("zero3_offload", 3, True)],
+)
+def test_the_presets_of_deepspeed_are_what_they_are_called(name: str, stage: int, offloads: bool) -> None:
+    zero = deepspeed_config(name, max_grad_norm=1.0)["zero_optimization"]
+
+    assert zero["stage"] == stage
+    devices = {zero.get(f"offload_{kind}", {}).get("device") for kind in ("param", "optimizer")}
+    assert devices == ({"cpu"} if offloads else {None})
 
 
 def test_the_plain_configuration_raises_no_doubts() -> None:

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from atroposlib.data.__main__ import main
-from atroposlib.data.check import EXAMPLES, configured
+from atroposlib.data.check import EXAMPLES, configured, n_bad_lines
 from atroposlib.data.config import DataConfig
 from atroposlib.data.guess import guessed
 from atroposlib.data.load import Splits
@@ -42,6 +42,32 @@ def test_bad_lines_are_named_on_the_command_line(written: Write) -> None:
     assert f"{path}, line 2: not JSON" in done.stderr
     assert f"{path}, line 4: columns none: expected a question" in done.stderr
     assert "2 lines cannot be used" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("funnel", "n_bad"),
+    [
+        ({"read": 5, "usable": 3, "train": 3}, 2),
+        ({"read": 5, "usable": 5, "validation: read": 4, "validation: usable": 1}, 3),
+        ({"read": 5, "usable": 4, "capped": 2, "validation: read": 4, "validation: usable": 2}, 3),
+        ({"selected": 7, "usable": 6}, 1),
+        ({"made": 7, "train": 6}, 0),
+        ({"read": 7, "train": 6}, 0),
+    ],
+)
+def test_bad_lines_of_every_split_count(funnel: dict[str, int], n_bad: int) -> None:
+    assert n_bad_lines(Splits([{}], [], funnel)) == n_bad
+
+
+def test_bad_lines_to_evaluate_on_are_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    funnel = {"read": 2, "usable": 2, "validation: read": 2, "validation: usable": 1, "train": 2, "eval": 1}
+    monkeypatch.setattr("atroposlib.data.check.load_splits", lambda _: Splits([{"prompt": "q"}], [], funnel))
+
+    assert main(["check", "owner/name", "val_split=validation"]) == 1
+
+    assert "1 lines cannot be used" in capsys.readouterr().out
 
 
 def test_traces_are_recognised(written: Write, capsys: pytest.CaptureFixture[str]) -> None:

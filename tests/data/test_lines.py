@@ -125,6 +125,30 @@ def test_quarantine_keeps_bad_lines_in_a_file_of_their_own(written: Write) -> No
     assert "not JSON" in kept[0]["problem"]
 
 
+def test_two_processes_that_read_a_file_together_leave_one_whole_list(written: Write) -> None:
+    path = written('x\n{"q": 1}\ny\n{"q": 2}\n')
+    config = DataConfig(dataset_path=path, on_bad_line="quarantine")
+    readings = [usable_rows(config, Counter(), lambda row: row) for _ in range(2)]
+
+    for _ in zip(*readings, strict=True):
+        pass
+
+    kept = [json.loads(line)["line"] for line in path.with_name("rows.jsonl.bad.jsonl").read_text().splitlines()]
+    assert kept == ["x", "y"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["rows.jsonl", "rows.jsonl.bad.jsonl"]
+
+
+def test_the_list_stays_whole_while_the_file_is_read_again(written: Write) -> None:
+    path = written('x\n{"q": 1}\ny')
+    usable(path, on_bad_line="quarantine")
+    before = path.with_name("rows.jsonl.bad.jsonl").read_text()
+
+    reading = usable_rows(DataConfig(dataset_path=path, on_bad_line="quarantine"), Counter(), lambda row: row)
+    next(iter(reading))
+
+    assert path.with_name("rows.jsonl.bad.jsonl").read_text() == before
+
+
 def test_a_file_that_was_mended_leaves_no_list_of_bad_lines(written: Write) -> None:
     path = written('{"q": 1}\nx')
     usable(path, on_bad_line="quarantine")

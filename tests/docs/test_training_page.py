@@ -47,7 +47,7 @@ def test_every_metric_of_a_run_is_explained(written: set[str]) -> None:
 
 
 def test_every_explained_metric_exists(written: set[str]) -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "trainer").glob("*.py"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "trainer").rglob("*.py"))
     invented = {name for name in documented_metrics() - written if f'"{name}"' not in sources}
 
     assert invented == set()

@@ -66,12 +66,17 @@ Script: TypeAlias = Callable[[Asked], Any]
 
 
 class ScriptedJudge(FakeEngine):
-    """``async with ScriptedJudge(script) as judge``; `judge.config(...)` points a RIMConfig at it."""
+    """``async with ScriptedJudge(script) as judge``; `judge.config(...)` points a RIMConfig at it.
 
-    def __init__(self, script: Script, latency_s: float = 0.0) -> None:
+    Args:
+        holds_until: answers nobody before so many calls are in flight.
+    """
+
+    def __init__(self, script: Script, *, holds_until: int = 0) -> None:
         super().__init__({ROUTE: self._reply})
         self.script = script
-        self.latency_s = latency_s
+        self.holds_until = holds_until
+        self._is_full = asyncio.Event()
         self.calls: list[Asked] = []
         self._times_asked: Counter[str] = Counter()
         self.in_flight = 0
@@ -89,7 +94,12 @@ class ScriptedJudge(FakeEngine):
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
-            await asyncio.sleep(self.latency_s)
+            if self.in_flight >= self.holds_until:
+                self._is_full.set()
+            await self._is_full.wait()
+            if self.holds_until:
+                # One more than there should be gets time to arrive.
+                await asyncio.sleep(0.01)
             answer = self.script(asked)
             if answer is None:
                 await asyncio.Event().wait()

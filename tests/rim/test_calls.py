@@ -59,6 +59,7 @@ def test_the_information_of_a_call(judge: ScriptedJudge) -> None:
 
     assert (rewards, info) == (rewards_again, info_again)
     assert tensors == [{}]
+    assert reward(["q"], ["good"], return_raw_tensors=True, ground_truths=["g"]) == rewards
     assert info[0]["rewards"] == {"accuracy": 0.9}
     assert info[0]["explanations"] == {"accuracy": "because of 0.9"}
     assert info[0]["structured_reward"]["score"] == 0.9

@@ -51,7 +51,8 @@ async def test_the_breakdown_holds_what_was_paid_and_what_was_said() -> None:
         (0.5, 0.9),
         (0.8, 0.9),
     ]
-    assert (process["escalated"], process["escalation_reason"]) == (False, None)
+    assert set(process["samples"][0]) == {"score", "rationale", "principles", "uncertainty", "temperature"}
+    assert (process["escalated"], process["escalation_reason"], process["uncertainty"]) == (False, None, 0.1)
     assert "accuracy: because of 0.4" in breakdown["rationale"]
 
 
@@ -82,7 +83,11 @@ async def test_the_least_uncertain_sample_is_paid() -> None:
 
 async def test_judges_that_differ_are_decided_by_the_large_model_which_sees_what_they_said() -> None:
     by_temperature = {0.2: 0.95, 0.5: 0.5, 0.8: 0.8, 0.3: 0.7}
-    async with ScriptedJudge(lambda asked: verdict(by_temperature[asked.temperature])) as judge:
+
+    def decided(asked: Asked) -> Any:
+        return verdict(by_temperature[asked.temperature], 0.25 if asked.is_large else 0.1)
+
+    async with ScriptedJudge(decided) as judge:
         [result] = await scored(judge, active_judges=ACCURACY)
 
     [arbiter] = [asked for asked in judge.calls if asked.is_large]
@@ -90,6 +95,7 @@ async def test_judges_that_differ_are_decided_by_the_large_model_which_sees_what
     assert "score 0.5" in arbiter.prompt
     assert (result.score, result.escalations) == (0.7, 1)
     [breakdown] = result.structured_reward["judges"]
+    assert (breakdown["escalated"], breakdown["uncertainty"]) == (True, 0.25)
     assert breakdown["escalation_reason"] == "tier1_scores_differ: standard deviation 0.1871 > 0.15"
     assert len(breakdown["samples"]) == 3
 
@@ -174,7 +180,7 @@ async def test_results_come_in_the_order_of_the_trajectories() -> None:
 )
 async def test_calls_in_flight_are_bounded_and_the_bound_is_used(limits: dict[str, Any], expected: int) -> None:
     trajectories = [a_trajectory(student_answer=str(i), student_trace=str(i)) for i in range(6)]
-    async with ScriptedJudge(lambda asked: verdict(0.8), latency_s=0.01) as judge:
+    async with ScriptedJudge(lambda asked: verdict(0.8), holds_until=expected) as judge:
         await scored(judge, *trajectories, **limits)
 
     assert judge.max_in_flight == expected
@@ -182,7 +188,7 @@ async def test_calls_in_flight_are_bounded_and_the_bound_is_used(limits: dict[st
 
 async def test_max_workers_bounds_a_group_and_max_concurrent_judge_calls_all_groups() -> None:
     groups = [[a_trajectory(student_trace=f"{group} {i}") for i in range(4)] for group in range(3)]
-    async with ScriptedJudge(lambda asked: verdict(0.8), latency_s=0.02) as judge:
+    async with ScriptedJudge(lambda asked: verdict(0.8), holds_until=8) as judge:
         config = judge.config(
             parallel_execution={"max_workers": 3}, max_concurrent_judge_calls=8, active_judges={"process": True}
         )
@@ -203,6 +209,30 @@ async def test_the_large_model_is_asked_before_further_small_calls() -> None:
 
     # The slot of its own small call went to b, who waited before a had to be decided.
     assert [asked.is_large for asked in judge.calls] == [False, False, True, False, False]
+
+
+async def test_doubt_that_the_first_sample_shows_moves_the_others_forward() -> None:
+    def doubtful_about_b(asked: Asked) -> Any:
+        return verdict(0.8, 0.9 if "answer b" in asked.prompt and not asked.is_large else 0.1)
+
+    answers = [a_trajectory(student_answer=f"answer {name}") for name in "abc"]
+    async with ScriptedJudge(doubtful_about_b) as judge:
+        await scored(judge, *answers, active_judges=ACCURACY, parallel_execution={"max_workers": 1})
+
+    def name_of(call: Asked) -> str:
+        return "L" if call.is_large else next(name for name in "abc" if f"answer {name}" in call.prompt)
+
+    # The slot of b's last sample went to a, who waited before b had to be decided.
+    assert "".join(map(name_of, judge.calls)) == "abcbbaLacc"
+
+
+async def test_free_slots_go_to_the_first_samples_too() -> None:
+    answers = [a_trajectory(student_answer=f"answer {name}") for name in "abc"]
+    async with ScriptedJudge(lambda asked: verdict(0.8), holds_until=3) as judge:
+        await scored(judge, *answers, active_judges=ACCURACY, parallel_execution={"max_workers": 3})
+
+    asked = [next(name for name in "abc" if f"answer {name}" in call.prompt) for call in judge.calls]
+    assert sorted(asked[:3]) == ["a", "b", "c"]
 
 
 # Cache

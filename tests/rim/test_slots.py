@@ -7,17 +7,17 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atroposlib.rim.slots import CallSlots
+from atroposlib.rim.slots import DOUBTED, FIRST, FURTHER, CallSlots, Line, Place
 
 
 class Call:
     """Holds a slot until it is told to stop."""
 
-    def __init__(self, slots: CallSlots, name: str, log: list[str], *, is_urgent: bool = False) -> None:
+    def __init__(self, slots: Line, name: str, log: list[str], *, is_urgent: bool = False) -> None:
         self._end = asyncio.Event()
         self.task = asyncio.create_task(self._hold(slots, name, log, is_urgent))
 
-    async def _hold(self, slots: CallSlots, name: str, log: list[str], is_urgent: bool) -> None:
+    async def _hold(self, slots: Line, name: str, log: list[str], is_urgent: bool) -> None:
         async with slots.held(is_urgent=is_urgent):
             log.append(name)
             await self._end.wait()
@@ -35,13 +35,44 @@ async def turns(n: int = 5) -> None:
 
 async def test_urgent_calls_go_first_and_equals_in_order() -> None:
     slots, log = CallSlots(1), list[str]()
-    names = ["first", "small 1", "small 2", "large 1", "large 2"]
+    first = Call(slots, "first", log)
+    await turns()
+    names = ["small 1", "small 2", "large 1", "large 2"]
     calls = [Call(slots, name, log, is_urgent=name.startswith("large")) for name in names]
-    for call in (calls[0], calls[3], calls[4], calls[1], calls[2]):
+    for call in (first, calls[2], calls[3], calls[0], calls[1]):
         await turns()
         await call.end()
 
     assert log == ["first", "large 1", "large 2", "small 1", "small 2"]
+
+
+async def test_a_new_rank_moves_those_that_wait_already() -> None:
+    slots, log = CallSlots(1), list[str]()
+    further = Place(slots, FURTHER)
+    holder = Call(slots, "holder", log)
+    await turns()
+    early = [Call(Place(slots, FURTHER), "early", log), Call(further, "doubted", log)]
+    first = Call(Place(slots, FIRST), "first", log)
+    urgent = Call(further, "urgent", log, is_urgent=True)
+    await turns()
+    further.rank = DOUBTED
+    for call in (holder, urgent, early[1], first, early[0]):
+        await call.end()
+        await turns()
+
+    assert log == ["holder", "urgent", "doubted", "first", "early"]
+
+
+async def test_free_slots_go_by_rank_among_calls_that_come_together() -> None:
+    slots, log = CallSlots(2), list[str]()
+    ranks = {"further": FURTHER, "first": FIRST, "doubted": DOUBTED}
+    calls = {name: Call(Place(slots, rank), name, log) for name, rank in ranks.items()}
+    await turns()
+    started = list(log)
+    for name in ("doubted", "first", "further"):
+        await calls[name].end()
+
+    assert started == ["doubted", "first"]
 
 
 async def test_one_that_gave_up_takes_no_slot_with_it() -> None:

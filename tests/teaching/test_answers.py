@@ -95,6 +95,9 @@ def test_right_and_wrong(text: str, truth: str, right: float) -> None:
         ("Add the tens.", "Add the tens."),
         ("<thinking>It is 42.</thinking> Add the tens.", "Add the tens."),
         ("<thinking>It is 42, and", ""),
+        ("<thinking>Say <teaching>42</teaching>?</thinking><teaching>Add the tens.</teaching>", "Add the tens."),
+        ("<THINKING>Say <teaching>42</teaching>?</THINKING>Add the tens.", "Add the tens."),
+        ("<thinking>Hm. <teaching>Add the tens.</teaching>", "Add the tens."),
         ("<teaching>Add the", "Add the"),
         ("<teaching></teaching> more", ""),
         ("", ""),
@@ -114,7 +117,10 @@ def test_the_student_sees_the_teaching_and_never_the_private_thoughts(text: str,
         ("look at page 421", "42", False),
         ("42cm of rope", "42", True),
         ("the formula is Q42", "42", False),
-        ("Step 42: look again.\n42. Check it.", "42", False),
+        ("Step 4: look again.\n4. Check it.", "4", False),
+        ("Step 42: look again.", "42", True),
+        ("Use rule 42.", "42", True),
+        ("42. That is it.", "42", True),
         ("Step 41: write 42.", "42", True),
         ("it is 40, or 42.5, or 3.42", "42", False),
         ("add 17 and 25", "17", False),
@@ -127,9 +133,41 @@ def test_the_student_sees_the_teaching_and_never_the_private_thoughts(text: str,
         ("", "42", False),
         ("Use 0.004.", "0.001", False),
         ("It is 0.001.", "0.001", True),
+        ("so 0.75", "3/4", True),
+        ("so 3/4", "3/4", True),
+        ("so 6 / 8", "3/4", True),
+        ("so 3/4", r"\frac{3}{4}", True),
+        (r"so \frac34", r"\frac{3}{4}", True),
+        ("so 0.3333", "1/3", True),
+        ("so -0.5", "-1/2", True),
+        ("so -1/2", r"-\frac12", True),
+        ("so 50", "50%", True),
+        ("it makes 1e5", "100000", True),
+        ("it is .5", "0.5", True),
+        ("take 3 of the 4 parts", "3/4", False),
+        ("calculate 84/2", "42", False),
+        ("take 1 of each", "3-2", False),
+        ("it was 3-2", "3-2", True),
     ],
 )
 def test_guidance_that_states_the_answer_is_a_leak(teaching: str, truth: str, leaks: bool) -> None:
     question, approach = "What is 17 + 25?", "I would add 3."
 
     assert gives_away(teaching, truth, question=question, approach=approach) is leaks
+
+
+NUMERIC = st.text(alphabet="0123456789.,/\\frac{}eE-+%$ step", max_size=40)
+
+
+@given(guidance=NUMERIC, truth=NUMERIC, question=NUMERIC)
+def test_no_text_breaks_the_leak_rule_and_what_the_question_says_is_none(
+    guidance: str, truth: str, question: str
+) -> None:
+    assert gives_away(guidance, truth, question=question, approach="") in (True, False)
+    assert not gives_away(guidance, truth, question=guidance, approach="")
+
+
+@given(top=st.integers(1, 99), bottom=st.integers(2, 99))
+def test_a_fraction_is_given_away_in_every_notation(top: int, bottom: int) -> None:
+    for said in (f"{top}/{bottom}", f"\\frac{{{top}}}{{{bottom}}}", f"{top / bottom:.6f}"):
+        assert gives_away(f"so {said}", f"{top}/{bottom}", question="q", approach="")

@@ -78,6 +78,28 @@ def test_attempts_that_cannot_be_written_are_warned_of(tmp_path: Path, caplog: p
     cache.close()
 
 
+@pytest.mark.parametrize("row", ["no JSON", '[{"text": "it is 4"}]', "[4]", "4"])
+def test_a_row_that_cannot_be_read_is_asked_again(row: str, caplog: pytest.LogCaptureFixture) -> None:
+    cache = BaselineCache(None)
+    cache._connection.execute("INSERT INTO baselines VALUES ('key', ?)", (row,))
+
+    assert cache.get("key") is None
+    assert cache.take_reused() == 0
+    assert "asked again" in caplog.text
+    cache.put("key", REPLIES)
+    assert cache.get("key") == REPLIES
+    cache.close()
+
+
+def test_a_table_that_is_gone_ends_no_run(caplog: pytest.LogCaptureFixture) -> None:
+    cache = BaselineCache(None)
+    cache._connection.execute("DROP TABLE baselines")
+
+    assert cache.get("key") is None
+    assert "no such table" in caplog.text
+    cache.close()
+
+
 def test_half_a_surrogate_pair_is_kept(tmp_path: Path) -> None:
     cache, reply = BaselineCache(tmp_path / FILE), ChatReply("it is \ud83d", 5, "stop")
     key = STUDENT.key("2 + 2 \udc80?")

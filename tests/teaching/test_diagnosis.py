@@ -9,6 +9,7 @@ import pytest
 
 from atroposlib.teaching.diagnosis import (
     UNKNOWN,
+    Capability,
     DiagnosticResult,
     capability_from_judge,
     capability_from_scores,
@@ -64,6 +65,10 @@ def test_more_attempts_make_more_confidence() -> None:
 def test_nothing_known_is_half_with_no_confidence() -> None:
     assert capability_from_scores([]) == UNKNOWN
     assert (UNKNOWN.level, UNKNOWN.confidence) == (0.5, 0.0)
+
+
+def test_what_a_judge_is_not_sure_of_is_no_confidence() -> None:
+    assert capability_from_judge(0.8, 0.2) == Capability(0.8, 0.8)
 
 
 def test_a_judge_s_numbers_are_clamped() -> None:

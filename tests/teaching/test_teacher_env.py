@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from atroposlib.errors import ConfigError, RolloutError
 from atroposlib.rim.config import RIMConfig
 from atroposlib.rim.result import RIMResult
 from atroposlib.rim.trajectory import Trajectory
+from atroposlib.teaching.diagnosis import DiagnosticResult
 from atroposlib.teaching.env import TeacherEnv
 from atroposlib.teaching.episode import TeachingItem
 from atroposlib.teaching.errors import StudentFailedError
@@ -302,6 +304,26 @@ async def test_rewards_are_what_a_guidance_is_better_than_the_reference_teacher_
     assert Counter(stand.asked)[TAUGHT] == 5
 
 
+async def test_the_reference_is_judged_together_with_the_others(stand: TeachingStand) -> None:
+    stand.reference.policy = teacher_replies(GOOD)
+    settings = {"teaching_reward_mode": "rim", "rim": RIM.model_dump(), "use_reference_teacher_model": True}
+    async with stand.env(**settings) as env:
+        judges = judged_by(env)
+        group = await a_group(env)
+
+    assert group["scores"] == [0.0, -0.5, 0.0, -0.5]
+    assert judges.batches == [5]
+
+
+async def test_a_reference_that_judges_cannot_judge_is_no_group(stand: TeachingStand) -> None:
+    stand.reference.policy = teacher_replies("<teaching></teaching>")
+    settings = {"teaching_reward_mode": "rim", "rim": RIM.model_dump(), "use_reference_teacher_model": True}
+    async with stand.env(**settings) as env:
+        judged_by(env)
+        with pytest.raises(RolloutError, match="nothing to compare with"):
+            await env.collect_trajectories(ITEM)
+
+
 async def test_a_dead_reference_teacher_is_no_group(stand: TeachingStand) -> None:
     async with stand.env(use_reference_teacher_model=True) as env:
         assert env.reference is not None
@@ -319,9 +341,11 @@ class ScriptedJudges:
 
     def __init__(self) -> None:
         self.seen: list[Trajectory] = []
+        self.batches: list[int] = []
 
     async def score(self, trajectories: Sequence[Trajectory]) -> list[RIMResult]:
         self.seen += trajectories
+        self.batches.append(len(trajectories))
         return [
             RIMResult(None)
             if not case.teacher_trace
@@ -528,6 +552,21 @@ async def test_a_teacher_that_gives_answers_away_gains_nothing(stand: TeachingSt
     assert (metrics["accuracy_delta"], metrics["leak_rate"], metrics["heldout_reward"]) == (1.0, 1.0, 0.0)
 
 
+async def test_held_out_items_whose_prompt_is_too_long_are_left_out(stand: TeachingStand, tmp_path: Path) -> None:
+    async with stand.env(data=a_data_set(tmp_path).model_dump()) as env:
+        await env.setup()
+        short = env.heldout[0]
+        env.heldout = [short, replace(short, question=short.question + " Mind: " + "x" * 2000)]
+        metrics = await env.evaluate()
+        env.heldout = env.heldout[1:]
+        nothing = await env.evaluate()
+        dropped = env.teaching_metrics.take()
+
+    assert (metrics["heldout_size"], metrics["accuracy_delta"]) == (1, 1.0)
+    assert nothing == {}
+    assert dropped == {"teaching/dropped_prompt_too_long": 2.0}
+
+
 async def test_items_come_in_an_order_that_the_seed_decides(stand: TeachingStand, tmp_path: Path) -> None:
     orders = []
     for seed in (1, 1, 2):
@@ -578,6 +617,29 @@ async def test_a_probe_refuses_bad_arguments(stand: TeachingStand, arguments: An
     async with stand.env() as env:
         with pytest.raises(error):
             await env.diagnostic_probe(*arguments)
+
+
+async def test_the_least_lengths_are_accepted_and_arguments_may_be_named(stand: TeachingStand) -> None:
+    stand.teacher.policy = teacher_replies(BAD)
+    async with stand.env() as env:
+        diagnosis = await env.diagnostic_probe(task="What is 20 + 22?", max_tokens=1)
+        await env.generate_guidance(task="What is 20 + 22?", diagnostic=diagnosis, max_tokens=10)
+
+    assert [request["max_tokens"] for request in stand.student.requests] == [1]
+    assert [request["sampling_params"]["max_tokens"] for request in stand.teacher.requests] == [10]
+
+
+async def test_the_teacher_is_told_what_the_diagnosis_found(stand: TeachingStand) -> None:
+    told = TEACH + " {question} {approach} / {tier} / {capability_level} / {identified_gaps}"
+    async with stand.env(teacher_adaptive_template=told) as env:
+        group = await a_group(env, TeachingItem(ITEM.question, "42", context={"tool": "abacus"}))
+        diagnosis = DiagnosticResult(0.91666, 0.5, ["units", "signs"], {}, 3, "Add.")
+        await env.generate_guidance("task", diagnosis)
+        prompts = [env.tokenizer.decode(request["token_ids"]) for request in stand.teacher.requests]
+
+    assert group["group_overrides"]["teaching"]["diagnosis"]["tier"] == "low"
+    assert "First add 20 and 22. / low / 0.0 / []" in prompts[0]
+    assert 'Add. / high / 0.92 / ["units", "signs"]' in prompts[1]
 
 
 async def test_guidance_refuses_bad_arguments(stand: TeachingStand) -> None:
@@ -651,7 +713,7 @@ async def test_a_server_that_fails_to_close_leaves_nothing_else_open(
                 await env.aclose()
         assert closed == [True]
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
-            env.protocol.cache.get("key")
+            env.protocol.cache._connection.execute("SELECT 1")
 
 
 async def test_without_a_student_it_does_not_start(stand: TeachingStand) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atroposlib.errors import ConfigError
+from atroposlib.teaching.items import item_of
 from atroposlib.teaching.templates import DEFAULTS, REQUIRED, Template
 
 
@@ -57,6 +58,18 @@ def test_a_question_that_holds_json_is_rendered() -> None:
     rendered = Template.of("student_baseline_template", None).render({"question": 'Return {"a": {"b": 1}} sorted.'})
 
     assert 'Return {"a": {"b": 1}} sorted.' in rendered
+
+
+def test_the_built_in_template_tells_the_teacher_how_able_the_student_is() -> None:
+    rendered = Template.of("teacher_adaptive_template", None).render({"question": "q", "approach": "a", "tier": "low"})
+
+    assert "How able the student seems at it: low" in rendered
+
+
+def test_the_diagnosis_does_not_come_from_the_data() -> None:
+    item = item_of({"prompt": "q", "ground_truth": "4", "tier": "gold", "tool": "abacus"})
+
+    assert item.context == {"tool": "abacus"}
 
 
 def test_what_is_no_text_is_written_as_json_and_what_is_absent_stays_empty() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from atroposlib.errors import ConfigError
 from atroposlib.launch.processes import GUARD, ChildFailedError
@@ -76,7 +76,7 @@ def a_model() -> Any:
 
 
 def a_trainer(run_dir: Path, engine: MockInferenceServer, reward: Any, **options: Any) -> Any:
-    return GRPOTrainer(
+    return options.pop("kind", GRPOTrainer)(
         model=a_model(),
         args=a_config(run_dir, group_size=4, max_tokens_per_micro_batch=256, **options.pop("config", {})),
         processing_class=TOKENIZER,
@@ -124,6 +124,41 @@ def test_functions_and_rows_become_a_run(tmp_path: Path, engine: MockInferenceSe
     assert mode.evaluations == {phase: {"heldout_size": 5, "heldout_reward": 0.0} for phase in ("before", "after")}
     assert (tmp_path / "eval" / "after" / "metrics.json").exists()
     assert nothing_is_left()
+
+
+def test_the_trainer_and_its_callbacks_hear_of_both_evaluations(tmp_path: Path, engine: MockInferenceServer) -> None:
+    heard: list[tuple[str, int, float]] = []
+
+    class Trainer(GRPOTrainer):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            heard.append(("override", state.global_step, kwargs["metrics"]["heldout_reward"]))
+
+    class Callback(TrainerCallback):  # type: ignore[misc]
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            heard.append(("callback", state.global_step, kwargs["metrics"]["heldout_reward"]))
+
+    a_trainer(
+        tmp_path, engine, right, kind=Trainer, eval_dataset=ROWS[:5], callbacks=[Callback()], config={"max_steps": 1}
+    ).train()
+
+    assert heard == [("override", 0, 0.0), ("callback", 0, 0.0), ("override", 1, 0.0), ("callback", 1, 0.0)]
+
+
+def test_a_reward_model_is_the_last_of_the_reward_functions(tmp_path: Path, engine: MockInferenceServer) -> None:
+    def judge(completions: list[str], **_: Any) -> list[float]:
+        return [0.5] * len(completions)
+
+    with_others = a_trainer(tmp_path / "a", engine, [right], reward_model=judge, reward_weights=[1.0, 0.25])
+    alone = a_trainer(tmp_path / "b", engine, None, reward_model=judge)
+
+    assert with_others.local._rewards.names == ["right", "judge"]
+    assert with_others.local._rewards.weights == [1.0, 0.25]
+    assert alone.local._rewards.names == ["judge"]
+
+
+def test_a_reward_model_of_tensors_is_refused_at_once(tmp_path: Path, engine: MockInferenceServer) -> None:
+    with pytest.raises(ConfigError, match="holds a LlamaForCausalLM, a model that takes token ids: give a function"):
+        a_trainer(tmp_path, engine, None, reward_model=a_model())
 
 
 def test_the_model_may_come_first_and_need_not_be_named_twice(tmp_path: Path) -> None:

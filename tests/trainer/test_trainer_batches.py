@@ -15,9 +15,12 @@ from torch import Tensor
 
 from atroposlib.errors import NoBatchError
 from atroposlib.wire.columns import Group
-from tests.trainer.fakes import FakeRolloutServer, a_group, random_groups
+from tests.trainer.fakes import FakeRolloutServer, a_config, a_group, random_groups, tiny_llama
 from tests.trainer.in_memory import RememberingPublisher, a_trainer, lines_of
 from trainer.errors import ForeignTokensError, UnusableBatchError
+from trainer.policy.loading import build_policy
+from trainer.run.shares import batch_limits
+from trainer.weight_sync.config import WeightSyncConfig
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
@@ -108,6 +111,40 @@ def test_old_clients_without_logprobs_are_trained_uncorrected_and_counted(tmp_pa
 
     (line,) = lines_of(tmp_path / "metrics.jsonl")
     assert (line["batch/uncorrected_sequences"], line["ess"]) == (8.0, 0.0)
+
+
+@pytest.mark.parametrize(("top_p", "warnings"), [(0.9, 1), (1.0, 0)])
+def test_sampling_from_another_distribution_is_told_once_a_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, top_p: float, warnings: int
+) -> None:
+    server = FakeRolloutServer(
+        batches=lambda step: [replace(g, generation_params={"top_p": top_p}) for g in random_groups(step, sequences=8)]
+    )
+
+    with caplog.at_level(logging.WARNING, logger="trainer"):
+        a_trainer(tmp_path, server).train()
+
+    assert caplog.text.count("sampled with top_p=") == warnings
+    for line in lines_of(tmp_path / "metrics.jsonl"):
+        assert line.get("batch/reshaped_sampling_groups", 0) == 2 * warnings
+
+
+@pytest.mark.parametrize(
+    ("options", "is_known"),
+    [
+        ({}, False),
+        ({"inference_servers": ["http://127.0.0.1:1"]}, True),
+        ({"inference_servers": ["http://127.0.0.1:1"], "correction": "none"}, False),
+        ({"inference_servers": ["http://127.0.0.1:1"], "weight_sync": WeightSyncConfig(probe=False)}, False),
+    ],
+    ids=["no-engines", "probed", "no-correction", "no-probe"],
+)
+def test_logprobs_are_known_to_be_of_what_was_sampled_where_the_start_proves_it(
+    tmp_path: Path, options: dict[str, Any], is_known: bool
+) -> None:
+    limits = batch_limits(a_config(tmp_path, **options), build_policy(tiny_llama(), logprob_chunk_size=4))
+
+    assert limits.has_sampled_logprobs == is_known
 
 
 def test_the_next_batch_is_leased_while_the_step_trains(tmp_path: Path) -> None:

@@ -54,6 +54,12 @@ def test_help_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert "deepspeed= zero1, zero2, zero3, zero3_offload, or a file" in out
 
 
+def test_options_may_stand_before_and_behind_a_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe=dapo", "--dry-run", f"model_name_or_path={tmp_path}", "beta=0.25"]) == 0
+
+    assert "beta: 0.25" in capsys.readouterr().out
+
+
 def test_the_resolved_configuration_is_kept_in_the_run_folder_and_the_users_file_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@
 | more tokens than a pass takes | a pass of its own |
 | no token that the policy sampled | nothing to train; its reward counts for the others |
 | all rewards of a group equal | advantages are 0; nothing is computed for it |
+| sampled with top_p, a penalty, ... and no logprobs of that | trained as if the policy itself had been sampled |
 """
 
 from __future__ import annotations
@@ -30,9 +31,15 @@ LEFT_OUT_SEQUENCES = "batch/left_out_sequences"
 UNCORRECTED = "batch/uncorrected_sequences"
 OWN_PASS = "batch/own_pass_sequences"
 NO_COMPLETION = "batch/empty_completions"
+RESHAPED = "batch/reshaped_sampling_groups"
 
 _PER_TOKEN = ("loss_mask", "inference_logprobs", "advantages", "ref_logprobs", "labels")
 _PER_CANDIDATE = ("distill_token_ids", "distill_logprobs")
+_NEUTRAL: dict[str, tuple[float, ...]] = {
+    "top_p": (1,), "top_k": (0, -1), "min_p": (0,), "repetition_penalty": (1,), "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+}  # fmt: skip
+"""Sampling options that sample from another distribution than the model's, with the values that do not."""
 _NUMBERS = ("inference_logprobs", "advantages", "ref_logprobs", "distill_logprobs")
 
 
@@ -48,6 +55,8 @@ class BatchLimits:
     """Tokens of one pass."""
     needs_inference_logprobs: bool = True
     """Whether the correction compares with the engine's logprobs."""
+    has_sampled_logprobs: bool = False
+    """Whether these are known to be of what was sampled from, top_p and penalties included, and so correct for them."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,7 @@ def checked(groups: Sequence[Group], limits: BatchLimits) -> CheckedBatch:
             found.add(LEFT_OUT_GROUPS, f"left out: {problem}")
         else:
             check_ids(group, limits.vocabulary)
+            _check_sampling(found, limits)
             _check_sequences(found, limits)
             left_out |= {(len(kept), place) for place in found.left_out}
             kept.append(group)
@@ -163,6 +173,22 @@ def check_ids(group: Group, vocabulary: int) -> None:
 def _bad_score(group: Group) -> str | None:
     wrong = np.flatnonzero(~np.isfinite(group.scores))
     return f"sequence {wrong[0]} has the score {group.scores[wrong[0]]}" if len(wrong) else None
+
+
+def _check_sampling(found: _Findings, limits: BatchLimits) -> None:
+    options = found.group.generation_params or {}
+    reshaping = [
+        f"{name}={options[name]}"
+        for name, neutral in _NEUTRAL.items()
+        if options.get(name) is not None and options[name] not in neutral
+    ]
+    if reshaping and not limits.has_sampled_logprobs:
+        found.add(
+            RESHAPED,
+            f"sampled with {', '.join(reshaping)}, and it is not known that the engine's logprobs are of that: trained as if the "
+            "policy itself had been sampled. Leave these options, or train with a correction and weight_sync.probe on a vLLM "
+            "with --logprobs-mode processed_logprobs",
+        )
 
 
 def _check_sequences(found: _Findings, limits: BatchLimits) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer.agreement import exchanged
 from trainer.checkpoints import folders as checkpoints
 from trainer.config.fingerprint import differences, learning_options
-from trainer.config.grpo import GRPOConfig
+from trainer.config.shared import SharedOptions
 from trainer.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class CheckpointKeeper:
         wait: returns when every rank has called it.
     """
 
-    def __init__(self, config: GRPOConfig, *, wait: Callable[[], None]) -> None:
+    def __init__(self, config: SharedOptions, *, wait: Callable[[], None]) -> None:
         self._config = config
         self._wait = wait
         self._failure: str | None = None

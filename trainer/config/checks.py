@@ -22,6 +22,7 @@ from trainer.run.publication import longest_s
 
 if TYPE_CHECKING:
     from trainer.config.grpo import GRPOConfig
+    from trainer.config.shared import SharedOptions
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,19 @@ def check_places(config: GRPOConfig) -> None:
             raise ConfigError(
                 f"inference_servers: {url!r} should be a base URL such as http://127.0.0.1:8001, without /v1"
             )
+    check_folders(config)
     check_sources(config, ("model_name_or_path", "ref_model_name_or_path", "tokenizer_name_or_path"))
+
+
+def check_folders(config: SharedOptions) -> None:
+    """Where the run writes to is a folder, or will be.
+
+    Raises:
+        ConfigError: it is a file.
+    """
+    for name in ("run_dir", "output_dir"):
+        if Path(getattr(config, name) or ".").is_file():
+            raise ConfigError(f"{name}={getattr(config, name)!r} is a file: give a folder, which may be a new one")
 
 
 def check_sources(config: Any, names: Sequence[str]) -> None:
@@ -149,7 +162,8 @@ def check_sources(config: Any, names: Sequence[str]) -> None:
         if folder and _looks_like_path(folder) and not Path(folder).expanduser().is_dir():
             raise ConfigError(
                 f"{name}={folder!r} does not exist (looked in {Path.cwd()})\n"
-                "hint: give a folder with config.json and model.safetensors, or the id of a model on the Hub"
+                "hint: give a folder with config.json and model.safetensors, or the id of a model on the Hub; "
+                "make model prepares models/SmolLM2-135M-Instruct"
             )
     if config.push_to_hub and not config.hub_model_id:
         raise ConfigError("push_to_hub needs hub_model_id=OWNER/NAME, and a token in HF_TOKEN")
@@ -232,4 +246,4 @@ def doubts(config: GRPOConfig) -> list[str]:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name.split("/")[0]).is_dir()
+    return name.startswith((".", "/", "~", "models/")) or name.count("/") > 1 or Path(name.split("/")[0]).is_dir()

@@ -1,24 +1,19 @@
-"""Every option of the trainer, parsed once and checked whole at start."""
+"""Every option of the GRPO trainer, parsed once and checked whole at start."""
 
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from transformers import TrainingArguments
 
 from atroposlib.errors import ConfigError
 from atroposlib.wire.models import LatePolicy
 from trainer.batches.advantages import AdvantageScale
-from trainer.batches.resolver import resolve_batch
 from trainer.batches.step_batch import Overlong
 from trainer.config import checks as config_checks
-from trainer.config import deepspeed_presets
-from trainer.config import values as config_values
+from trainer.config.shared import DEFAULT_BATCH_SIZE, SharedOptions, deepspeed_config, one_value
 from trainer.losses.aggregation import LossAggregation
 from trainer.losses.corrections import Correction
 from trainer.losses.divergence import KlEstimator, KlPlacement
@@ -28,11 +23,9 @@ from trainer.weight_sync.config import WeightSyncConfig
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_BATCH_SIZE = 64
-
 
 @dataclass(kw_only=True)
-class GRPOConfig(TrainingArguments):  # type: ignore[misc]
+class GRPOConfig(SharedOptions):
     """Options of the GRPO trainer; those it inherits are those of transformers.TrainingArguments, less REFUSED."""
 
     WIDER_TYPES: ClassVar[dict[str, Any]] = {"loss_type": Literal.__getitem__((*LOSS_TYPES, "dr_grpo"))}
@@ -40,24 +33,13 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
 
     model_name_or_path: str = ""
     """Folder or Hub id of the policy to train."""
-    torch_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights that the optimizer updates. float32 with bf16: true is the usual mix."""
     tokenizer_name_or_path: str | None = None
     """The tokenizer that is saved beside the weights; the policy's own if absent. Nothing is tokenized here."""
-    attn_implementation: str = "auto"
-    """sdpa (on a CPU segment by segment, without a mask of all tokens), eager, or flash_attention_2.
-    auto: flash_attention_2 where it is installed and can run, else sdpa."""
-    model_init_kwargs: dict[str, Any] | None = None
-    """torch_dtype, attn_implementation, trust_remote_code and use_cache=false as trainers elsewhere take them."""
-    trust_remote_code: bool = False
-    """Run Python shipped with the checkpoint."""
 
     run_dir: str = "runs/atropos"
     """Metrics, ledger, checkpoints and the final model go here."""
     run_name: str | None = None
     """Who this run is to the rollout server: the same name goes on, another starts clean. The folder's name if absent."""
-    output_dir: str | None = None
-    """Checkpoints; <run_dir>/checkpoints if absent."""
 
     rollout_server_url: str = "http://127.0.0.1:8000"
     """Base URL."""
@@ -68,13 +50,9 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     weight_sync: WeightSyncConfig = field(default_factory=WeightSyncConfig)
     """How new weights get into them."""
 
-    batch_size: int = _DEFAULT_BATCH_SIZE
+    batch_size: int = DEFAULT_BATCH_SIZE
     """Sequences (not groups) of one optimizer step, over all ranks. Also train_batch_size, and the product of
     per_device_train_batch_size, gradient_accumulation_steps and ranks; passes are cut by tokens all the same."""
-    per_device_train_batch_size: int | None = None
-    """Only says batch_size in another way; 1 once that is known."""
-    gradient_accumulation_steps: int | None = None
-    """Only says batch_size in another way; 1 once that is known."""
     group_size: int | None = None
     """When given, environments must send groups of this size. Also num_generations."""
     num_generations: int | None = None
@@ -169,20 +147,14 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     """Lay sequences end to end in one pass. False: one sequence a pass, for comparisons."""
     max_tokens_per_micro_batch: int = 4096
     """Tokens of one forward and backward pass; a longer sequence gets a pass of its own."""
-    logprob_chunk_size: int = 256
-    """Tokens whose logits over the whole vocabulary are in memory at once."""
 
     use_peft: bool = False
     """Train a LoRA adapter instead of all weights. Checkpoints then hold the adapter. Engines get the adapter
     (weight_sync.transport auto or lora) or the weights with the adapter merged in (any other)."""
     lora_r: int = 16
     """use_peft: rank of the adapter; the engine's --max-lora-rank must not be below."""
-    lora_alpha: float = 32.0
-    """use_peft: the adapter's product is scaled by lora_alpha / lora_r."""
     lora_dropout: float = 0.0
     """use_peft: above 0, the policy that is trained is not quite the one that was sampled."""
-    lora_target_modules: list[str] | None = None
-    """use_peft: last names of the layers that get one, e.g. [q_proj, v_proj]; every linear layer but the output if absent."""
     load_in_4bit: bool = False
     """use_peft: hold the weights under the adapter in 4 bits (QLoRA; needs bitsandbytes). Engines keep theirs: they get the adapter."""
     use_liger_kernel: bool = False
@@ -191,58 +163,26 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
     liger_kernel_config: dict[str, bool] | None = None
     """use_liger_kernel: which kernels, e.g. {rope: false}; all that the model's type has if absent."""
 
-    deepspeed: dict[str, Any] | str | None = None
-    """zero1, zero2, zero3, zero3_offload, a file, or the configuration itself."""
-
     log_completions: bool = False
     """Send a sample of decoded completions to the sinks of report_to."""
     save_completions_probability: float | None = None
     """Chance of each completion to be written to completions.jsonl; 8 a step if absent and log_completions is on."""
-    activate_debugging_logs: bool = False
-    """Log more of what the trainer does."""
 
     max_steps: int = 200
     learning_rate: float = 1e-6
     lr_scheduler_type: str = "constant_with_warmup"
     warmup_steps: float = 10
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    logging_steps: float = 1
-    save_steps: float = 50
-    save_total_limit: int | None = 3
-    report_to: list[str] | str | None = field(default_factory=list)
-    """wandb, tensorboard, ...; metrics.jsonl is written in any case. wandb goes offline when it has no key."""
-    project: str = "atropos"
-
-    origins: dict[str, str] = field(default_factory=dict, init=False, repr=False)
-    """Where each option that was set comes from; dotted inside a group. No option itself."""
-
-    def __new__(cls, *_: Any, **given: Any) -> Any:
-        """Remember which options were given: one that is given with its default value contradicts another name of it."""
-        config: Any = super().__new__(cls)
-        config._given = frozenset(given)
-        return config
 
     def __post_init__(self) -> None:
         self._resolve_names()
-        self._resolve_batch()
+        self._resolve_batch(group_size=self.group_size)
         config_checks.check(self)
-        if self.run_name is None:
-            self.run_name = Path(self.run_dir).resolve().name
-        if self.output_dir is None:
-            self.output_dir = str(self.checkpoints_dir)
-        self.disable_tqdm = True
-        self.remove_unused_columns = False
-        self.ignore_data_skip = True
-        self.ddp_find_unused_parameters = False
-        self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
-        self.attn_implementation = config_checks.attention(self.attn_implementation, has_cuda=torch.cuda.is_available())
-        deepspeed_presets.name_accelerator(has_accelerator=not self.use_cpu)
+        self._resolve_places()
         if self.deepspeed:
             self.deepspeed = deepspeed_config(self.deepspeed, self.max_grad_norm)
-            deepspeed_presets.name_ranks()
-            if self.use_cpu:
-                deepspeed_presets.use_gloo_alone()
+        self.disable_tqdm = True
+        self._leave_data_to_us()
+        self._choose_device()
         quantization.check(self)
         kernels.check(self, has_cuda=torch.cuda.is_available())
         super().__post_init__()
@@ -259,48 +199,14 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
         """As plain values, for the sinks of report_to."""
         return {**super().to_dict(), "weight_sync": asdict(self.weight_sync)}
 
-    @property
-    def checkpoints_dir(self) -> Path:
-        """Where checkpoints go."""
-        return Path(self.output_dir or Path(self.run_dir) / "checkpoints")
-
-    def reports_to(self, sink: str) -> bool:
-        """Whether a sink of transformers, e.g. wandb, gets the metrics too."""
-        return sink in (self.report_to or [])
-
     def _resolve_names(self) -> None:
         """Options that stand for others."""
-        self.group_size = _same("group_size", self.group_size, "num_generations", self.num_generations)
+        self.group_size = one_value("group_size", self.group_size, "num_generations", self.num_generations)
         self.num_generations = self.group_size
-        for name, value in config_checks.from_model_init(self.model_init_kwargs or {}).items():
-            here = self._if_given(name)
-            # auto leaves the choice to whoever makes one.
-            here = None if here == "auto" else here
-            setattr(self, name, _same(name, here, f"model_init_kwargs.{name}", value))
+        self._resolve_model_init()
         if str(self.loss_type) == "dr_grpo":
             self._resolve_dr_grpo()
-        if isinstance(self.report_to, str):
-            self.report_to = [self.report_to]
-        # metrics.jsonl is written in any case.
-        self.report_to = [sink for sink in self.report_to or [] if sink not in ("jsonl", "none")]
-
-    def _resolve_batch(self) -> None:
-        sizes = resolve_batch(
-            batch_size=self._if_given("batch_size"),
-            per_device=self.per_device_train_batch_size,
-            accumulation=self.gradient_accumulation_steps,
-            ranks=int(os.environ.get("WORLD_SIZE", "1")),
-            group_size=self.group_size,
-            default=_DEFAULT_BATCH_SIZE,
-        )
-        self.batch_size = sizes.batch_size
-        # One item of our stream is one optimizer step; how it is cut into passes is packing's business.
-        self.per_device_train_batch_size = 1
-        self.gradient_accumulation_steps = 1
-
-    def _if_given(self, name: str) -> Any:
-        """The value of an option, or None where it is left at its default."""
-        return getattr(self, name) if name in self._given else None
+        self._resolve_sinks()
 
     def _resolve_dr_grpo(self) -> None:
         if self.advantage_scale != "none" or self.loss_aggregation not in ("token_mean", "constant"):
@@ -309,29 +215,3 @@ class GRPOConfig(TrainingArguments):  # type: ignore[misc]
                 f"and {self.loss_aggregation}: leave both, or give loss_type=ppo_clip"
             )
         self.loss_type, self.loss_aggregation = "ppo_clip", "constant"
-
-
-def _same(name: str, value: Any, other_name: str, other: Any) -> Any:
-    """The value that one or both of two names of an option have."""
-    if value is not None and other is not None and value != other:
-        raise ConfigError(f"{name}={value} and {other_name}={other} are the same option: give one of them")
-    return other if value is None else value
-
-
-def deepspeed_config(value: str | dict[str, Any], max_grad_norm: float) -> dict[str, Any]:
-    """A preset's name, a YAML or JSON file, or the dict itself."""
-    if isinstance(value, str) and value in deepspeed_presets.PRESETS:
-        config = deepspeed_presets.preset(value)
-    elif isinstance(value, str):
-        if not Path(value).is_file():
-            raise ConfigError(
-                f"deepspeed={value!r} is neither a preset ({', '.join(deepspeed_presets.PRESETS)}) nor a file"
-            )
-        config = config_values.read_file(Path(value))
-    else:
-        config = value
-    if isinstance(config.get("deepspeed_config"), dict):
-        # A file of accelerate.
-        config = deepspeed_presets.from_accelerate(config["deepspeed_config"])
-    deepspeed_presets.check_clipping(config, max_grad_norm)
-    return config

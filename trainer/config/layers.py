@@ -33,7 +33,7 @@ def layers(
         layer_of_arguments(overrides, source="the command line"),
     ]
     if path is not None:
-        given.insert(0, layer_of_mapping(config_values.read_file(Path(path)), source=str(path)))
+        given.insert(0, _layer_of_file(Path(path)))
     is_lenient = any(is_off(layer.values.get("strict")) for layer in given)
     chosen: dict[str, str] = {}
     for layer in given:
@@ -44,6 +44,16 @@ def layers(
     chosen = {group: name for group, name in chosen.items() if _is_ours(group, name, is_lenient=is_lenient)}
     groups = [layer for name in presets.GROUPS[:-1] if name in chosen for layer in _preset_layers(name, chosen[name])]
     return [*groups, *recipe, *given]
+
+
+def _layer_of_file(path: Path) -> Layer:
+    values = config_values.read_file(path)
+    if "environments" in values:
+        raise ConfigError(
+            f"{path} is a config of atropos up, which starts a trainer with its section `trainer`: run "
+            f"atropos up --config {path}"
+        )
+    return layer_of_mapping(values, source=str(path))
 
 
 def _is_ours(group: str, name: str, *, is_lenient: bool) -> bool:

@@ -30,6 +30,9 @@ ELSEWHERE = {
 }
 """Presets of other components, with where they go."""
 
+RUNS = ("demo", "teacher_quickstart")
+"""Recipes of `atropos up` that are none of a trainer: files in configs/."""
+
 
 def names(group: str) -> list[str]:
     """The presets of a group, sorted."""
@@ -41,8 +44,12 @@ def load(group: str, name: str) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """A preset: the presets that it builds upon, as (group, name), and its own options.
 
     Raises:
-        ConfigError: there is none; names the nearest and all others.
+        ConfigError: there is none; names the nearest and all others, or the command whose recipe it is.
     """
+    if group == "recipe" and name in RUNS:
+        raise ConfigError(
+            f"recipe={name} is a run with servers and environments: start it with atropos up recipe={name}"
+        )
     known = names(group)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

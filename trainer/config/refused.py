@@ -81,12 +81,15 @@ REFUSED_SUPERVISED: dict[str, str] = {
 }
 """The same with method=sft and method=gkd."""
 
-_SAMPLING = "environments sample: set it there, where it is sent to the engine and travels with each group"
+_SAMPLING = "environments sample: their code passes it to sample(), and it travels with each group"
+_SCHEDULING = "environments ask for completions whenever there is room, and the inference server schedules: leave it"
 _ENVIRONMENT = "an option of the environment: --env.{key}, or options of environments in the file of atropos up"
 _CLIENT = "an option of the environment's inference client: --openai.{key}"
-_INFERENCE = "an option of the inference server: section inference of the file of atropos up"
-_TEACHER = "part of the teacher protocol, which is an environment: set it there"
-_REWARD = "rewards are computed by environments: set it there"
+_ENVIRONMENT_COMMAND = "a flag of the environment's command: --{key}"
+_TEACHER = "part of the teacher protocol: {key} of the teaching environment's options"
+_STUDENT = "the student is served, not loaded: section frozen of the file of atropos up"
+_REWARD = "rewards are computed by environments: {key} of their section rim"
+_REWARD_FUNCS = "rewards are computed by environments, or by the reward functions of local mode: GRPOTrainer takes it"
 _DATASET = "the dataset is the environment's: set it there"
 _TOKENS = "token ids arrive ready: the trainer neither pads nor tokenizes"
 _LAUNCHER = "atropos up names and starts runs: set it there, or use run_name and run_dir"
@@ -94,48 +97,65 @@ _PRESET = "presets are chosen by file name: model=NAME"
 _CHUNKS = "each micro batch has its own backward pass: lower max_tokens_per_micro_batch instead"
 _DRAIN = "use num_minibatches for several optimizer steps on one batch"
 
+_ENGINE = "an option of the inference server: inference.{} of the file of atropos up"
+_NO_RAY = "Ray is not supported: start several inference servers, and list their base URLs in inference_servers"
+_INFERENCE: dict[str, str] = {
+    **dict.fromkeys(
+        ("use_vllm", "use_vllm_server"),
+        "inference servers generate, always: section inference of the file of atropos up",
+    ),
+    "vllm_dtype": _ENGINE.format("dtype"),
+    "vllm_gpu_memory_utilization": _ENGINE.format("gpu_memory_utilization"),
+    "vllm_max_model_len": _ENGINE.format("max_model_len"),
+    "ray_tensor_parallelism": _ENGINE.format("tensor_parallel_size"),
+    "enforce_eager": f"{_ENGINE.format('extra_args')}, as [--enforce-eager]",
+    "enable_prefix_caching": f"always on; {_ENGINE.format('extra_args')}, as [--no-enable-prefix-caching]",
+    "vllm_device": "set CUDA_VISIBLE_DEVICES in processes.inference.env of the file of atropos up",
+    "vllm_sleep_level": f"engines do not sleep; {_ENGINE.format('gpu_memory_utilization')}",
+    "vllm_guided_decoding_regex": "not supported: let the reward judge the form of an answer",
+    **dict.fromkeys(
+        ("use_ray", "ray_share_training_devices", "ray_data_parallelism", "ray_no_memory_duplication"), _NO_RAY
+    ),
+}
+
 ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("padding_side", "tokenizer", "tokenizer_kwargs", "unsafe_tokenizer_loading"), _TOKENS),
     "name": _PRESET,
-    **dict.fromkeys(
-        (*DataConfig.model_fields, "make_dataset_fn", "artificial_epochs", "add_dataset_indices", "train_dataset"), _DATASET
-    ),
+    **dict.fromkeys(DataConfig.model_fields, _DATASET),
+    "make_dataset_fn": "the dataset is the environment's: loader of its section data",
+    "train_dataset": "the dataset is the environment's, or local mode's: GRPOTrainer takes it",
+    "artificial_epochs": "environments go through their items without end: use max_steps",
+    "add_dataset_indices": "rows of an environment's section data keep their source_id",
     **dict.fromkeys(("trainer_log_name", "wandb_run_name", "wandb_group_name", "exp_name", "results_dir"), _LAUNCHER),
     "wandb_project": "use project",
     "tags": "set the environment variable WANDB_TAGS",
     "call_post_training": "give the command that comes next a line of its own: atropos-trainer ends when the model is saved",
     "resume_from": REFUSED["resume_from_checkpoint"],
     "save_final_model": "the final model is always saved, in RUN_DIR/final",
-    **dict.fromkeys(("max_prompt_length", "top_k", "top_p", "min_p", "repetition_penalty"), _SAMPLING),
-    **dict.fromkeys(("generation_aggregation_steps", "shuffle_generation_inputs"), _SAMPLING),
-    "reward_weights": _REWARD,
+    **dict.fromkeys(("top_k", "top_p", "min_p", "repetition_penalty"), _SAMPLING),
+    **dict.fromkeys(("generation_aggregation_steps", "shuffle_generation_inputs"), _SCHEDULING),
+    **dict.fromkeys(("reward_weights", "reward_funcs", "reward_model"), _REWARD_FUNCS),
     "ds3_gather_for_generation": "generation happens in the inference servers, which get whole weights",
     **dict.fromkeys(("backprop_accumulation_steps", "backprop_accumulation_micro_batch_size"), _CHUNKS),
-    **dict.fromkeys(
-        (
-            "use_vllm", "use_vllm_server", "vllm_device", "vllm_gpu_memory_utilization", "vllm_dtype",
-            "vllm_max_model_len", "use_ray", "ray_tensor_parallelism", "enable_prefix_caching", "enforce_eager",
-            "vllm_guided_decoding_regex", "vllm_sleep_level", "ray_share_training_devices", "ray_data_parallelism",
-            "ray_no_memory_duplication",
-        ),
-        _INFERENCE,
-    ),
+    **_INFERENCE,
     **dict.fromkeys(("vllm_host", "vllm_port", "num_vllm_clients"), "list base URLs in inference_servers"),
     "vllm_server_timeout": "inference.ready_timeout_s of the file of atropos up; weight_sync.timeout_s for a transfer",
     "vllm_group_port": "the transport finds a free port; see weight_sync",
     **dict.fromkeys(
         (
-            "max_probe_tokens", "student_diagnostic_template", "teacher_adaptive_template",
+            "max_prompt_length", "max_probe_tokens", "student_diagnostic_template", "teacher_adaptive_template",
             "student_with_teaching_template", "student_baseline_template", "degradation_penalty_multiplier",
-            "efficiency_weight", "logging_prob", "student_model", "student_model_init_kwargs",
-            "use_reference_teacher_model", "disable_student_offloading", "diagnostic_probe", "generate_guidance",
+            "efficiency_weight", "logging_prob", "student_model", "use_reference_teacher_model",
         ),
         _TEACHER,
     ),
+    **dict.fromkeys(("student_model_init_kwargs", "disable_student_offloading"), _STUDENT),
+    "diagnostic_probe": _TEACHER.format(key="max_probe_tokens"),
+    "generate_guidance": _TEACHER.format(key="max_guidance_tokens"),
     **dict.fromkeys(
         (
             "reward_log_name", "teacher_reward", "temperatures", "models", "active_judges", "anti_gaming",
-            "parallel_execution", "variance_threshold", "consistency_rules", "model_configs", "reward_funcs",
+            "parallel_execution", "variance_threshold", "consistency_rules", "model_configs",
         ),
         _REWARD,
     ),
@@ -146,17 +166,18 @@ ELSEWHERE: dict[str, str] = {
             "max_num_workers", "max_num_workers_per_node", "max_eval_workers", "steps_per_eval", "max_token_length",
             "eval_handling", "eval_limit_ratio", "inference_weight", "tokenizer_name", "use_wandb", "wandb_name",
             "num_rollouts_to_keep", "num_rollouts_per_group_for_logging", "ensure_scores_are_not_same",
-            "data_path_to_save_groups", "min_items_sent_before_logging", "slurm", "testing", "include_messages",
+            "data_path_to_save_groups", "min_items_sent_before_logging", "include_messages",
             "min_batch_allocation", "worker_timeout", "data_dir_to_save_evals", "env",
         ),
         _ENVIRONMENT,
     ),
+    **dict.fromkeys(("slurm", "testing", "max_n_completions"), _ENVIRONMENT_COMMAND),
     "max_batches_offpolicy": "the bound is in policy versions here: use max_staleness",
     "total_steps": "use max_steps",
     **dict.fromkeys(
         (
             "timeout", "num_max_requests_at_once", "num_requests_for_eval", "rolling_buffer_length", "openai",
-            "api_key", "base_url", "max_n_completions", "n_kwarg_is_ignored", "server_type",
+            "api_key", "base_url", "n_kwarg_is_ignored", "server_type",
         ),
         _CLIENT,
     ),
@@ -174,12 +195,14 @@ ELSEWHERE: dict[str, str] = {
 """Keys of other components and projects that a user may bring along to method=grpo."""
 
 _ANYWHERE = {
-    _ENVIRONMENT, _CLIENT, _INFERENCE, _TEACHER, _REWARD, _LAUNCHER, _PRESET,
+    _ENVIRONMENT, _ENVIRONMENT_COMMAND, _CLIENT, _TEACHER, _STUDENT, _REWARD, _REWARD_FUNCS, _LAUNCHER, _PRESET,
+    *_INFERENCE.values(),
     *(
         ELSEWHERE[key]
         for key in (
-            "compute_environment", "model_name", "wandb_project", "tags", "call_post_training", "resume_from",
-            "save_final_model", "vllm_host", "vllm_server_timeout", "vllm_group_port", "total_steps",
+            "diagnostic_probe", "generate_guidance", "compute_environment", "model_name", "wandb_project", "tags",
+            "call_post_training", "resume_from", "save_final_model", "vllm_host", "vllm_server_timeout",
+            "vllm_group_port", "total_steps",
         )
     ),
 }  # fmt: skip

@@ -42,6 +42,8 @@ class LocalTrainer(Protocol):
 
     args: GRPOConfig
     model: Any
+    state: Any
+    control: Any
     callback_handler: Any
 
     def request_stop(self, reason: str) -> None: ...  # noqa: D102
@@ -224,6 +226,7 @@ class LocalMode:
         if reward is not None:
             line.tell(f"held-out reward {phase}: {reward:.3f}")
             trainer.log({f"eval/reward_{phase}": reward})
+        trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, self.evaluations[phase])
 
 
 class _WithTheRun(TrainerCallback):  # type: ignore[misc]

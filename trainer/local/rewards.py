@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
+from torch import nn
+
 from atroposlib.envs.gathering import all_or_none
 from atroposlib.envs.reward_fns.registry import registry
 from atroposlib.envs.server_handling.engines.http_client import is_infrastructure_failure
@@ -37,7 +39,7 @@ class RewardFunctions:
     """
 
     def __init__(self, functions: RewardFunc | Sequence[RewardFunc], weights: Sequence[float] | None = None) -> None:
-        given: list[RewardFunc] = [functions] if isinstance(functions, str) or callable(functions) else list(functions)
+        given = _listed(functions)
         self._functions = [_callable_of(function) for function in given]
         self._arguments = [_names_of(function) for function in self._functions]
         self.names = _distinct([_name_of(function) for function in self._functions])
@@ -131,9 +133,27 @@ def _checked(given: Any, n: int, name: str) -> list[float | None]:
     return rewards
 
 
+def with_reward_model(
+    functions: RewardFunc | Sequence[RewardFunc] | None, reward_model: RewardFunc | None
+) -> RewardFunc | Sequence[RewardFunc] | None:
+    """The reward functions, with a reward model as the last of them if there is one."""
+    if reward_model is None:
+        return functions
+    return [*([] if functions is None else _listed(functions)), reward_model]
+
+
+def _listed(functions: RewardFunc | Sequence[RewardFunc]) -> list[RewardFunc]:
+    return [functions] if isinstance(functions, str) or callable(functions) else list(functions)
+
+
 def _callable_of(function: RewardFunc) -> Callable[..., Any]:
     if isinstance(function, str):
         return registry.create(function)
+    if isinstance(function, nn.Module):
+        raise ConfigError(
+            f"reward_funcs or reward_model holds a {type(function).__name__}, a model that takes token ids: give a function "
+            "f(prompts, completions, **columns) that scores the texts with it"
+        )
     if not callable(function):
         raise ConfigError(
             f"reward_funcs holds {function!r:.80}, which cannot be called; give functions f(prompts, completions, **columns)"

@@ -68,7 +68,8 @@ def span_advantages(logprobs_M: Tensor, spans_M: Tensor, teacher_logprobs_S: Ten
     own_M = logprobs_M.detach()
     is_in_M = spans_M >= 0
     own_S = torch.zeros_like(teacher_logprobs_S).index_add_(0, spans_M[is_in_M], own_M[is_in_M].to(teacher_logprobs_S))
-    return torch.where(is_in_M, (teacher_logprobs_S - own_S)[spans_M.clamp(min=0)], 0.0)
+    # The 0 at the end is what -1 finds.
+    return torch.cat([teacher_logprobs_S - own_S, teacher_logprobs_S.new_zeros(1)])[spans_M]
 
 
 def topk_jsd(student_logprobs_MK: Tensor, teacher_logprobs_MK: Tensor, is_there_MK: Tensor, *, beta: float) -> Tensor:

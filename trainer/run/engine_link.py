@@ -34,6 +34,14 @@ def has_engines(config: GRPOConfig) -> bool:
     return bool(config.inference_servers) or config.weight_sync.use_registry
 
 
+def proves_logprobs(config: GRPOConfig, policy: PackedPolicy) -> bool:
+    """Whether the start proves that the engines report processed logprobs: in vLLM, those of what it samples from.
+
+    SGLang's have the temperature, which is what is probed, but not top_p and min_p: there this promises too much.
+    """
+    return has_engines(config) and config.weight_sync.probe and not is_partitioned(policy)
+
+
 def publisher_for(config: GRPOConfig, policy: PackedPolicy, *, dtype: torch.dtype, tokenizer: Any) -> Publisher | None:
     """The publisher of rank 0; None when the run has no inference servers.
 

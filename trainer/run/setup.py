@@ -1,4 +1,4 @@
-"""What a run talks to, asks for and makes of its batches, by its configuration."""
+"""What a run trains, talks to and asks for, by its configuration."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ import torch
 from atroposlib.client import RolloutClient
 from atroposlib.errors import ConfigError
 from atroposlib.wire.models import RunRequest
-from trainer.batches.checks import BatchLimits, CheckedBatch
-from trainer.batches.micro_batch import RankShare, share_of_rank
-from trainer.batches.step_batch import StepBatch, build_step_batch
 from trainer.batches.stream import Client
 from trainer.config.grpo import GRPOConfig
 from trainer.policy.kernels import use_kernels
-from trainer.policy.loading import PolicySaver, build_policy, load_policy, positions_of
+from trainer.policy.loading import PolicySaver, build_policy, load_policy
 from trainer.policy.logprobs import PackedPolicy
 from trainer.policy.lora import options_of
 from trainer.policy.quantization import check_in_memory, quantization_of
-from trainer.step.loss import LossRule
 
 ENGINE_DTYPE = torch.bfloat16
 """What weights are converted to on their way into the engines."""
@@ -115,55 +111,4 @@ def rollout_client(config: GRPOConfig) -> Callable[[], Client]:
     # A rollout server that restarts is waited for as long as a batch is.
     return lambda: RolloutClient(
         config.rollout_server_url, deadline_s=config.batch_deadline_s, token=config.rollout_server_token
-    )
-
-
-def batch_limits(config: GRPOConfig, policy: PackedPolicy) -> BatchLimits:
-    """What batches are checked against."""
-    text = policy.config.get_text_config()
-    return BatchLimits(
-        vocabulary=text.vocab_size,
-        context=positions_of(text),
-        pass_tokens=config.max_tokens_per_micro_batch,
-        needs_inference_logprobs=config.correction != "none",
-    )
-
-
-def step_batch(config: GRPOConfig, step: int, found: CheckedBatch) -> StepBatch:
-    """The batch of a step, as fresh as the run wants it.
-
-    Raises:
-        StalenessError: it is older.
-    """
-    batch = build_step_batch(
-        step,
-        found.groups,
-        advantage_scale=config.advantage_scale,
-        overlong=config.overlong,
-        temperature=config.temperature,
-        unbias_log_probabilities=config.unbias_log_probabilities,
-        max_completion_length=config.max_completion_length,
-        overlong_cache=config.overlong_cache,
-        left_out=found.left_out,
-    )
-    batch.check_staleness(config.max_staleness)
-    return batch
-
-
-def rank_share(config: GRPOConfig, policy: PackedPolicy, batch: StepBatch, rule: LossRule) -> RankShare:
-    """This rank's part of a batch."""
-    return share_of_rank(
-        batch,
-        rank=config.process_index,
-        ranks=config.world_size,
-        # One sequence a pass: none fits beside another.
-        max_tokens=config.max_tokens_per_micro_batch if config.pack else 1,
-        hidden_size=policy.config.get_text_config().hidden_size,
-        aggregation=config.loss_aggregation,
-        max_completion_length=config.max_completion_length,
-        shares_prompts=config.pack and policy.shares_prompts,
-        num_minibatches=config.num_minibatches,
-        seed=config.seed,
-        skips_zero_advantages=rule.skips_zero_advantages(batch),
-        has_teacher=rule.has_teacher(batch),
     )

@@ -3,55 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from transformers import TrainingArguments
-
 from atroposlib.data.config import DataConfig
-from atroposlib.errors import ConfigError
-from trainer.batches.resolver import resolve_batch
-from trainer.config import checks as common_checks
-from trainer.config import deepspeed_presets
-from trainer.config.grpo import deepspeed_config
+from trainer.config.shared import SharedOptions, deepspeed_config
 from trainer.supervised import config_checks
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_BATCH_SIZE = 64
 _FULL_SFT_LEARNING_RATE = 1e-5
 _LORA_SFT_LEARNING_RATE = 2e-4
 
 
 @dataclass(kw_only=True)
-class DatasetTrainingConfig(TrainingArguments):  # type: ignore[misc]
+class DatasetTrainingConfig(SharedOptions):
     """What every trainer on a data set needs: model, rows, batches, evaluation, checkpoints."""
 
-    model_name_or_path: str = ""
-    """Folder or Hub id of the model to train."""
-    torch_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights that the optimizer updates. float32 with bf16: true is the usual mix."""
     tokenizer_name_or_path: str | None = None
     """The tokenizer of the rows, saved beside the weights; the model's own if absent."""
-    attn_implementation: str = "auto"
-    """sdpa (on a CPU segment by segment, without a mask of all tokens), eager, or flash_attention_2.
-    auto: flash_attention_2 where it is installed and can run, else sdpa."""
-    model_init_kwargs: dict[str, Any] | None = None
-    """torch_dtype, attn_implementation, trust_remote_code and use_cache=false as trainers elsewhere take them."""
-    trust_remote_code: bool = False
-    """Run Python shipped with the checkpoint."""
-
-    run_dir: str = "runs/supervised"
-    """Metrics, checkpoints and the final model go here."""
-    run_name: str | None = None
-    """Label of the run for the sinks of report_to; the folder's name if absent."""
-    output_dir: str | None = None
-    """Checkpoints; <run_dir>/checkpoints if absent."""
-
     data: DataConfig = field(default_factory=DataConfig)
     """The rows, and which of them are held out."""
     max_seq_length: int = 4096
@@ -68,16 +39,7 @@ class DatasetTrainingConfig(TrainingArguments):  # type: ignore[misc]
     """Lay examples end to end in one pass; none sees another, so that packing changes no gradient. False: one example a pass."""
     max_tokens_per_micro_batch: int | None = None
     """Tokens of one forward and backward pass; max_seq_length if absent."""
-    logprob_chunk_size: int = 256
-    """Tokens whose logits over the whole vocabulary are in memory at once."""
 
-    batch_size: int = _DEFAULT_BATCH_SIZE
-    """Examples of one optimizer step, over all ranks. Also train_batch_size, and the product of per_device_train_batch_size,
-    gradient_accumulation_steps and ranks; passes are cut by tokens all the same."""
-    per_device_train_batch_size: int | None = None
-    """Only says batch_size in another way; 1 once that is known."""
-    gradient_accumulation_steps: int | None = None
-    """Only says batch_size in another way; 1 once that is known."""
     num_train_epochs: float = 1.0
     """Times that every example is gone through."""
     max_steps: int = -1
@@ -97,59 +59,24 @@ class DatasetTrainingConfig(TrainingArguments):  # type: ignore[misc]
     greater_is_better: bool | None = None
     """Whether more of it is better; no for losses, perplexity and token counts, if absent."""
 
-    use_peft: bool = False
-    """Train a LoRA adapter instead of all weights. Checkpoints then hold the adapter."""
-    lora_r: int = 16
-    """use_peft: rank of the adapter."""
-    lora_alpha: float = 32.0
-    """use_peft: the adapter's product is scaled by lora_alpha / lora_r."""
-    lora_dropout: float = 0.0
-    """use_peft: chance that an input of the adapter is left out."""
-    lora_target_modules: list[str] | None = None
-    """use_peft: last names of the layers that get one, e.g. [q_proj, v_proj]; every linear layer but the output if absent."""
-
-    deepspeed: dict[str, Any] | str | None = None
-    """zero1, zero2, zero3, zero3_offload, a file, or the configuration itself."""
-
     learning_rate: float | None = None
     """Peak; 1e-5 for all weights and 2e-4 for LoRA, if absent."""
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.03
     """Below 1: share of all steps. Also warmup_ratio."""
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    logging_steps: float = 1
     save_strategy: str = "steps"
     """steps, epoch or no."""
-    save_steps: float = 50
-    save_total_limit: int | None = 3
-    report_to: list[str] | str | None = field(default_factory=list)
-    """wandb, tensorboard, ...; metrics.jsonl is written in any case. wandb goes offline when it has no key."""
-    project: str = "atropos"
     disable_tqdm: bool | None = None
     """No progress bar; there is one on a terminal if absent."""
-    activate_debugging_logs: bool = False
-    """Log more of what the trainer does."""
-
-    origins: dict[str, str] = field(default_factory=dict, init=False, repr=False)
-    """Where each option that was set comes from; dotted inside a group. No option itself."""
-
-    def __new__(cls, *_: Any, **given: Any) -> Any:
-        """Remember which options were given: one that is given with its default value contradicts another name of it."""
-        config: Any = super().__new__(cls)
-        config._given = frozenset(given)
-        return config
 
     def __post_init__(self) -> None:
         self._resolve_names()
-        self._resolve_batch()
+        self._resolve_batch(group_size=None)
         self._resolve_evaluation()
         if self.deepspeed:
             self.deepspeed = deepspeed_config(self.deepspeed, self.max_grad_norm)
         self.check()
-        self.remove_unused_columns = False
-        self.ignore_data_skip = True
-        self.ddp_find_unused_parameters = False
+        self._leave_data_to_us()
         self.logging_nan_inf_filter = False
         self._choose_device()
         super().__post_init__()
@@ -165,11 +92,6 @@ class DatasetTrainingConfig(TrainingArguments):  # type: ignore[misc]
         config_checks.check(self)
 
     @property
-    def checkpoints_dir(self) -> Path:
-        """Where checkpoints go."""
-        return Path(self.output_dir or Path(self.run_dir) / "checkpoints")
-
-    @property
     def pass_tokens(self) -> int:
         """Tokens of one pass, at most, longer examples aside."""
         if not self.packing:
@@ -180,10 +102,6 @@ class DatasetTrainingConfig(TrainingArguments):  # type: ignore[misc]
     def evaluates(self) -> bool:
         """Whether rows are held out and measured."""
         return str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no"
-
-    def reports_to(self, sink: str) -> bool:
-        """Whether a sink of transformers, e.g. wandb, gets the metrics too."""
-        return sink in (self.report_to or [])
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for the sinks of report_to."""
@@ -199,40 +117,13 @@ class DatasetTrainingConfig(TrainingArguments):  # type: ignore[misc]
 
     def _resolve_names(self) -> None:
         """Options that stand for others, or follow from them."""
-        for name, value in common_checks.from_model_init(self.model_init_kwargs or {}).items():
-            here = getattr(self, name) if self.is_given(name) else None
-            here = None if here == "auto" else here
-            if here is not None and here != value:
-                raise ConfigError(
-                    f"{name}={here} and model_init_kwargs.{name}={value} are the same option: give one of them"
-                )
-            setattr(self, name, value)
-        if isinstance(self.report_to, str):
-            self.report_to = [self.report_to]
-        # metrics.jsonl is written in any case.
-        self.report_to = [sink for sink in self.report_to or [] if sink not in ("jsonl", "none")]
+        self._resolve_model_init()
+        self._resolve_sinks()
+        self._resolve_places()
         if self.learning_rate is None:
             self.learning_rate = self.usual_learning_rate()
-        if self.run_name is None:
-            self.run_name = Path(self.run_dir).resolve().name
-        if self.output_dir is None:
-            self.output_dir = str(self.checkpoints_dir)
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
-
-    def _resolve_batch(self) -> None:
-        sizes = resolve_batch(
-            batch_size=self.batch_size if self.is_given("batch_size") else None,
-            per_device=self.per_device_train_batch_size,
-            accumulation=self.gradient_accumulation_steps,
-            ranks=int(os.environ.get("WORLD_SIZE", "1")),
-            group_size=None,
-            default=_DEFAULT_BATCH_SIZE,
-        )
-        self.batch_size = sizes.batch_size
-        # One item of the loader is one optimizer step; how it is cut into passes is packing's business.
-        self.per_device_train_batch_size = 1
-        self.gradient_accumulation_steps = 1
 
     def _resolve_evaluation(self) -> None:
         if self.eval_strategy == "auto":
@@ -244,15 +135,6 @@ class DatasetTrainingConfig(TrainingArguments):  # type: ignore[misc]
             self.load_best_model_at_end = config_checks.saves_where_it_evaluates(self)
         if self.greater_is_better is None:
             self.greater_is_better = not config_checks.is_better_when_small(self.metric_for_best_model or "")
-
-    def _choose_device(self) -> None:
-        self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
-        self.attn_implementation = common_checks.attention(self.attn_implementation, has_cuda=torch.cuda.is_available())
-        deepspeed_presets.name_accelerator(has_accelerator=not self.use_cpu)
-        if self.deepspeed:
-            deepspeed_presets.name_ranks()
-            if self.use_cpu:
-                deepspeed_presets.use_gloo_alone()
 
 
 @dataclass(kw_only=True)

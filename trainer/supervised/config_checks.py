@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atroposlib.errors import ConfigError
-from trainer.config.checks import check_sources
+from trainer.config.checks import check_folders, check_sources
 from trainer.config.deepspeed_presets import zero_stage
 from trainer.config.fingerprint import is_secret
 
@@ -142,6 +142,7 @@ def check_adapter(config: DatasetTrainingConfig) -> None:
 
 def check_places(config: DatasetTrainingConfig) -> None:
     """Folders and the Hub."""
+    check_folders(config)
     names = ("model_name_or_path", "tokenizer_name_or_path")
     check_sources(config, (*names, *(f"teacher_{name}" for name in names)))
 

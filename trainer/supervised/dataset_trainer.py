@@ -7,7 +7,6 @@ sees one item an optimizer step; which examples those are and how they are cut i
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -27,7 +26,7 @@ from trainer.step.gradient_accumulation import GradientAccumulation
 from trainer.step.guard import StepGuard
 from trainer.supervised.config import DatasetTrainingConfig
 from trainer.supervised.examples import Example
-from trainer.supervised.figures import FigureSums
+from trainer.supervised.figures import FigureSums, evaluation_figures
 from trainer.supervised.objectives import Objective
 from trainer.supervised.passes import Pass, passes_of_rank
 from trainer.supervised.run_log import RunLog
@@ -116,6 +115,19 @@ class DatasetTrainer(PackedTrainer):
         """Called on every rank when weights, optimizer and step are loaded."""
         if is_partitioned(self.model):
             prepare_partitioned(self.model, self.args.device)
+        self._compare_epochs()
+
+    def _compare_epochs(self) -> None:
+        """Warn where a checkpoint comes from other rows: the steps go on at another place of the epoch."""
+        step, epoch = self.state.global_step, self.state.epoch
+        before = round(step / epoch) if step and epoch else self.steps_per_epoch
+        if before != self.steps_per_epoch:
+            log.warning(
+                "the checkpoint had %d steps an epoch, and these rows and batch_size make %d: rows that were learnt may come "
+                "again, others not at all; give the same rows to go on exactly",
+                before,
+                self.steps_per_epoch,
+            )
 
     def _finish(self) -> None:
         step = self.state.global_step
@@ -278,16 +290,6 @@ class DatasetTrainer(PackedTrainer):
                 "hint: put it back, or take the last model: give the same command again with load_best_model_at_end=false"
             )
         return folder
-
-
-def evaluation_figures(sums: dict[str, float]) -> dict[str, float]:
-    """Means of what an evaluation has added up."""
-    tokens = max(1.0, sums["tokens"])
-    nll = sums["nll"] / tokens
-    figures = {"loss": sums["loss"], "nll": nll, "perplexity": math.exp(min(nll, 700.0)), "tokens": sums["tokens"]}
-    if "teacher_cross_entropy" in sums:
-        figures["teacher_cross_entropy"] = sums["teacher_cross_entropy"] / tokens
-    return figures
 
 
 class _Hooks(TrainerCallback):  # type: ignore[misc]

@@ -124,7 +124,7 @@ class Distillation:
 
     def _sampling(self) -> Sampling:
         config = self._config
-        return Sampling(config.temperature, config.max_new_tokens, config.generation_batch_size)
+        return Sampling(config.temperature, config.max_new_tokens, config.generation_batch_size, config.max_seq_length)
 
     def _seed(self, step: int) -> int:
         return int(np.random.SeedSequence((self._config.seed, step, self._ranks.rank)).generate_state(1)[0])

@@ -114,14 +114,15 @@ class DistilledPolicy(PackedPolicy):
         # Output layers are padded to round sizes; no token has the ids in which they differ.
         size = min(student_CV.shape[1], teacher_CV.shape[1])
         student_CV, teacher_CV = student_CV[:, :size], teacher_CV[:, :size]
+        own_CV, other_CV = (self._at_temperature(logits_CV) for logits_CV in (student_CV, teacher_CV))
+        divergences_C = generalised_jsd(own_CV, other_CV, beta=self.divergence.beta)
         with torch.no_grad():
-            plain_CV = student_CV.log_softmax(-1)
-            logprobs_C = plain_CV.gather(-1, ids_C[:, None])[:, 0]
-            cross_entropies_C = -(teacher_CV.softmax(-1) * plain_CV).sum(-1)
-        temperature = self.divergence.temperature
-        divergences_C = generalised_jsd(
-            (student_CV / temperature).log_softmax(-1),
-            (teacher_CV / temperature).log_softmax(-1),
-            beta=self.divergence.beta,
-        )
+            if self.divergence.temperature != 1.0:
+                own_CV, other_CV = student_CV.log_softmax(-1), teacher_CV.log_softmax(-1)
+            logprobs_C = own_CV.gather(-1, ids_C[:, None])[:, 0]
+            cross_entropies_C = -(other_CV.exp() * own_CV).sum(-1)
         return logprobs_C, divergences_C * self.divergence.scale, cross_entropies_C
+
+    def _at_temperature(self, logits_CV: Tensor) -> Tensor:
+        temperature = self.divergence.temperature
+        return (logits_CV if temperature == 1.0 else logits_CV / temperature).log_softmax(-1)

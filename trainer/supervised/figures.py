@@ -1,6 +1,9 @@
-"""Sums of a step's passes over all ranks."""
+"""Sums of a step's passes over all ranks, and the means of an evaluation."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -32,3 +35,13 @@ class FigureSums:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(column)
         return dict(zip([*names, "stop"], column.tolist(), strict=True))
+
+
+def evaluation_figures(sums: Mapping[str, float]) -> dict[str, float]:
+    """Means of what an evaluation has added up."""
+    tokens = max(1.0, sums["tokens"])
+    nll = sums["nll"] / tokens
+    figures = {"loss": sums["loss"], "nll": nll, "perplexity": math.exp(min(nll, 700.0)), "tokens": sums["tokens"]}
+    if "teacher_cross_entropy" in sums:
+        figures["teacher_cross_entropy"] = sums["teacher_cross_entropy"] / tokens
+    return figures

@@ -64,6 +64,8 @@ class GKDTrainer(DatasetTrainer):
         # Before any weights: this is quick.
         is_aligned = aligns(config, tokenizer, teachers)
         policy = preparation.policy_of(config, model, tokenizer)
+        teacher = load_teacher(config, teachers, lm=teacher_model)
+        preparation.fit(config, teacher.policy, teachers, whose="teacher")
         data = preparation.data_of(
             config,
             tokenizer,
@@ -71,8 +73,6 @@ class GKDTrainer(DatasetTrainer):
             eval_dataset=eval_dataset,
             takes_prompts=config.lmbda == 1 or config.seq_kd,
         )
-        teacher = load_teacher(config, teachers, lm=teacher_model)
-        preparation.check_vocabulary(teacher.policy, teachers)
         student = student_of(config, policy, teacher)
         self._sampler = Sampler(student.lm, tokenizer)
         self._ranks = Ranks(config.process_index, config.world_size)
@@ -123,7 +123,7 @@ class GKDTrainer(DatasetTrainer):
         """What the student makes of the questions in these places."""
         tokenizer, config = self.processing_class, self.args
         questions, prompts = [self._asked.questions[i] for i in places], [self._asked.prompts[i] for i in places]
-        likeliest = Sampling(0.0, config.max_new_tokens, config.generation_batch_size)
+        likeliest = Sampling(0.0, config.max_new_tokens, config.generation_batch_size, config.max_seq_length)
         with self.accelerator.autocast():
             replies = self._sampler.sample(prompts, likeliest, seed=config.seed)
         texts = [tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
@@ -155,11 +155,21 @@ def aligns(config: GKDConfig, tokenizer: Any, teachers: Any) -> bool:
             "which compares spans of text"
         )
     is_aligned = bool(wanted) if wanted != "auto" else not is_same_tokenizer(tokenizer, teachers)
-    unused = [name for name in ("beta", "kd_temperature", "jsd_rescale") if is_aligned and config.is_given(name)]
-    if unused:
-        log.warning(
-            "student and teacher have different tokenizers: KL(student || teacher) over spans of text is what is lowered, and "
-            "%s has no effect",
-            ", ".join(unused),
-        )
+    if is_aligned:
+        _warn_of_spans(config)
     return is_aligned
+
+
+def _warn_of_spans(config: GKDConfig) -> None:
+    log.warning(
+        "tokenizers or chat templates of student and teacher differ, or align_teacher_template=true: on what the student "
+        "samples, KL(student || teacher) over spans of text is lowered"
+    )
+    if config.lmbda == 0 and not config.seq_kd:
+        log.warning(
+            "lmbda=0 then learns the data's completions alone and never asks the teacher: give lmbda over 0, seq_kd=true, "
+            "or method=sft"
+        )
+    unused = [name for name in ("beta", "kd_temperature", "jsd_rescale") if config.is_given(name)]
+    if unused:
+        log.warning("%s has no effect", ", ".join(unused))

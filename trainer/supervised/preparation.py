@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import set_seed
 
@@ -61,8 +61,7 @@ def policy_of(config: DatasetTrainingConfig, model: Any, tokenizer: Any) -> Pack
     # A fresh adapter is random.
     set_seed(config.seed)
     policy = _loaded(config, model)
-    check_vocabulary(policy, tokenizer)
-    _fit_context(config, policy)
+    fit(config, policy, tokenizer)
     return policy
 
 
@@ -96,32 +95,31 @@ def tokenizer_of(config: DatasetTrainingConfig, tokenizer: Any) -> Any:
     )
 
 
-def check_vocabulary(policy: PackedPolicy, tokenizer: Any) -> None:
-    """The model has an embedding for each of the tokenizer's ids.
+def fit(
+    config: DatasetTrainingConfig,
+    policy: PackedPolicy,
+    tokenizer: Any,
+    *,
+    whose: Literal["model", "teacher"] = "model",
+) -> None:
+    """See that a model goes with its tokenizer; lower max_seq_length to its positions, where it was not given.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: the tokenizer has ids without an embedding, or max_seq_length was given, and is more.
     """
     rows = int(policy.config.get_text_config().vocab_size)
     if len(tokenizer) > rows:
+        key = "tokenizer_name_or_path" if whose == "model" else "teacher_tokenizer_name_or_path"
         raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model embeddings for {rows}: give tokenizer_name_or_path=FOLDER "
-            "of the model's own"
+            f"the tokenizer has {len(tokenizer)} tokens and the {whose} embeddings for {rows}: give {key}=FOLDER of the "
+            f"{whose}'s own"
         )
-
-
-def _fit_context(config: DatasetTrainingConfig, policy: PackedPolicy) -> None:
-    """Lower max_seq_length to the positions that the model has, where it was not given.
-
-    Raises:
-        ConfigError: it was given, and is more.
-    """
     positions = positions_of(policy.config.get_text_config())
     if positions is None or config.max_seq_length <= positions:
         return
     if config.is_given("max_seq_length"):
         raise ConfigError(
-            f"max_seq_length={config.max_seq_length} is more than the {positions} positions of the model: give "
+            f"max_seq_length={config.max_seq_length} is more than the {positions} positions of the {whose}: give "
             f"max_seq_length={positions} or less"
         )
     config.max_seq_length = positions
@@ -141,8 +139,14 @@ def data_of(
         train_dataset, eval_dataset: rows, instead of those that config.data names.
         takes_prompts: keep rows that end before the reply.
     Raises:
+        ConfigError: rows to evaluate on come without rows to train on.
         DataError: the rows cannot be read, or not one can be trained on.
     """
+    if train_dataset is None and eval_dataset is not None:
+        raise ConfigError(
+            "eval_dataset goes with train_dataset: give both, or name the rows held out in the configuration "
+            "(val_split, eval_split_ratio)"
+        )
     if train_dataset is None:
         splits = splits_of(config)
     else:
@@ -172,8 +176,13 @@ def data_of(
 
 def splits_of(config: DatasetTrainingConfig) -> Splits:
     """The rows that a configuration names, as conversations where it does not say otherwise."""
-    data = config.data
-    return load_splits(data if data.form is not None else data.model_copy(update={"form": "conversation"}))
+    data, changed = config.data, {}
+    if data.form is None:
+        changed["form"] = "conversation"
+    if data.on_bad_line == "quarantine" and config.process_index != 0:
+        # One rank writes the file for all.
+        changed["on_bad_line"] = "skip"
+    return load_splits(data.model_copy(update=changed))
 
 
 def check_best(config: DatasetTrainingConfig, data: Data, questions: Sequence[Question] = ()) -> None:
@@ -212,6 +221,9 @@ def _measured(data: Data, questions: Sequence[Question]) -> list[str]:
 def _evaluate_if_held_out(config: DatasetTrainingConfig, rows: Rows) -> None:
     """Turn evaluation off where no row is held out."""
     if not rows:
-        log.warning("no row is held out: there is no evaluation, and the final model is the last; see eval_split_ratio")
+        log.warning(
+            "no row is held out: there is no evaluation, and the final model is the last; give eval_dataset, or "
+            "eval_split_ratio where rows come from dataset_path"
+        )
         config.eval_strategy = "no"
         config.do_eval = config.load_best_model_at_end = config.eval_on_start = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,26 @@ class Sampling:
     max_new_tokens: int
     batch_size: int
     """Prompts at once."""
+    max_tokens: int | None = None
+    """Of a prompt with its completion, which ends there at the latest; None for no bound."""
+
+    def room(self, prompt: Ids) -> int:
+        """Tokens that a completion may have."""
+        if self.max_tokens is None:
+            return self.max_new_tokens
+        return max(1, min(self.max_new_tokens, self.max_tokens - len(prompt)))
+
+
+def batches_of(prompts: Sequence[Ids], sampling: Sampling) -> list[list[int]]:
+    """Places of the prompts that are sampled together, by length: like lengths waste the least on padding.
+
+    A batch ends when its longest prompt has no room left. Prompts that have all of max_new_tokens are apart from those that have
+    less, so that these shorten none of them.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    parts = [list(part) for _, part in groupby(order, lambda i: sampling.room(prompts[i]) == sampling.max_new_tokens)]
+    size = sampling.batch_size
+    return [part[start : start + size] for part in parts for start in range(0, len(part), size)]
 
 
 class Sampler:
@@ -46,22 +67,22 @@ class Sampler:
             seed: the same seed samples the same; the process's own generators stay as they were.
         """
         completions: list[list[int]] = [[] for _ in prompts]
-        # Prompts of like length waste the least on padding.
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         device = self._lm.device
         with torch.no_grad(), _seeded(seed, device), _ready(self._lm, self._generation_config(sampling)):
-            for start in range(0, len(order), sampling.batch_size):
-                part = order[start : start + sampling.batch_size]
-                for place, completion in zip(part, self._batch([prompts[i] for i in part]), strict=True):
+            for places in batches_of(prompts, sampling):
+                found = self._batch([prompts[i] for i in places], most=min(sampling.room(prompts[i]) for i in places))
+                for place, completion in zip(places, found, strict=True):
                     completions[place] = completion
         return completions
 
-    def _batch(self, prompts: Sequence[Ids]) -> list[list[int]]:
+    def _batch(self, prompts: Sequence[Ids], *, most: int) -> list[list[int]]:
         width = max(map(len, prompts))
         ids_BT = torch.tensor([[self._padding] * (width - len(each)) + list(each) for each in prompts])
         mask_BT = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])
         device = self._lm.device
-        found_BT = self._lm.generate(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device))
+        found_BT = self._lm.generate(
+            input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), max_new_tokens=most
+        )
         return [self._until_end(row) for row in found_BT[:, width:].tolist()]
 
     def _until_end(self, ids: list[int]) -> list[int]:
@@ -73,7 +94,6 @@ class Sampler:
 
         chance = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
         return GenerationConfig(
-            max_new_tokens=sampling.max_new_tokens,
             pad_token_id=self._padding,
             eos_token_id=sorted(self.ends) or None,
             use_cache=True,

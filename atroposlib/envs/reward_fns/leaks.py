@@ -6,14 +6,15 @@ import re
 from decimal import Decimal
 
 from atroposlib.envs.reward_fns.answers import gold_answer
-from atroposlib.envs.reward_fns.plain_math import number
+from atroposlib.envs.reward_fns.plain_math import MAX_CHARACTERS, number
 
 _NUMBER_TEXT = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _NUMBER = re.compile(_NUMBER_TEXT)
-_SEPARATE_NUMBER = re.compile(rf"(?<![\w.]){_NUMBER_TEXT}")
-"""Not the digits of a name such as H2O."""
-_NUMBERING = re.compile(r"\b(?:step|part|hint|rule|point)\s*\d+\b|^\s*\d+[.):](?=\s)", re.I | re.M)
-"""Numbers that count the guidance's own points."""
+_SEPARATE_NUMBER = re.compile(rf"(?<![\w.])(?:{_NUMBER_TEXT}(?:[eE][-+]?\d+)?|[-+]?\.\d+)")
+"""Also 1e5 and .5; not the digits of a name such as H2O."""
+_FRACTION = re.compile(r"[-+]?(?:\\[dt]?frac\s*(?:\{\d+\}\s*\{\d+\}|\d\s*\d)|(?<![\w./])\d+\s*/\s*\d+(?![\w/]))")
+_NUMBERING = re.compile(r"\b(?:step|part|hint|rule|point)\s*[1-9]\b|^\s*[1-9][.):](?=\s)", re.I | re.M)
+"""Numbers that count the guidance's own points: of one digit, as "hint 42" would be a way to say 42."""
 
 
 def gives_away(guidance: str, ground_truth: str, *, question: str, approach: str) -> bool:
@@ -22,16 +23,26 @@ def gives_away(guidance: str, ground_truth: str, *, question: str, approach: str
     Args:
         ground_truth: the answer, or a worked solution that ends in it.
     """
-    gold = normalised(gold_answer(ground_truth))
-    if not gold or states(question, gold) or states(approach, gold):
+    gold = gold_answer(ground_truth)
+    if states(question, gold) or states(approach, gold):
         return False
     return states(_NUMBERING.sub(" ", guidance), gold)
 
 
 def states(text: str, answer: str) -> bool:
-    """Whether a text holds a normalised answer as a number or words of its own."""
-    if _NUMBER.fullmatch(answer):
-        return answer in {normalised(found) for found in _numbers(text)}
+    """Whether a text holds an answer, as it is written or by its value, as a number or words of its own."""
+    return any(_holds(text, form, answer) for form in {normalised(answer), by_value(answer)} - {""})
+
+
+def _holds(text: str, form: str, answer: str) -> bool:
+    if _NUMBER.fullmatch(form):
+        # Where the answer is 3, 12/4 is the calculation; where it is 3/4, 6/8 is the answer.
+        fractions = _FRACTION.findall(text) if _FRACTION.search(answer) else []
+        return form in {by_value(found) for found in _with_bare([*_SEPARATE_NUMBER.findall(text), *fractions])}
+    return _holds_words(text, form)
+
+
+def _holds_words(text: str, answer: str) -> bool:
     if len(answer) == 1:
         # A letter is everywhere; as an answer it stands in brackets or is announced.
         letter = re.escape(answer)
@@ -53,7 +64,13 @@ def normalised(answer: str) -> str:
     return f"{value:.2f}" if abs(value) >= 1 else format(Decimal(f"{value:.4g}"), "f")
 
 
-def _numbers(text: str) -> list[str]:
-    """Every number, also without the sign before it: in `40 -12` the minus may be no sign."""
-    found = _SEPARATE_NUMBER.findall(text)
-    return [*found, *(one.lstrip("+-") for one in found)]
+def by_value(answer: str) -> str:
+    r"""As normalised, but of 3/4, \frac{3}{4}, 50\% or 1e5 the value. Not of 3-2, which may be a score or a range."""
+    has_value = len(answer) <= MAX_CHARACTERS and re.search(r"\d", answer) and not re.search(r"\d\s*[-+]\s*\d", answer)
+    value = number(answer) if has_value else None
+    return normalised(answer) if value is None else normalised(format(Decimal(repr(value)), "f"))
+
+
+def _with_bare(numbers: list[str]) -> list[str]:
+    """Each also without the sign before it: in `40 -12` the minus may be no sign."""
+    return [*numbers, *(one.lstrip("+-") for one in numbers)]

@@ -189,6 +189,36 @@ def test_logprobs_are_missed_only_where_something_is_corrected_with_them() -> No
     assert checked([replace(group, group_overrides={"sft": True})], LIMITS).findings == ()
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.05}, {"repetition_penalty": 1.1}, {"presence_penalty": 0.5},
+        {"frequency_penalty": -0.5},
+    ],
+)  # fmt: skip
+def test_sampling_from_another_distribution_is_told_unless_the_logprobs_are_of_that(params: dict[str, float]) -> None:
+    group = a_group(generation_params={"temperature": 0.7, **params})
+
+    (finding,) = checked([group], LIMITS).findings
+
+    ((name, value),) = params.items()
+    assert finding.metric == batch_checks.RESHAPED
+    assert f"sampled with {name}={value}, and it is not known" in finding.text
+    assert trained_tokens(group) == [2, 3]
+    assert checked([group], replace(LIMITS, has_sampled_logprobs=True)).findings == ()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        None, {}, {"temperature": 0.7}, {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+        {"top_p": 1, "top_k": 0}, {"top_p": None, "top_k": None, "presence_penalty": 0},
+    ],
+)  # fmt: skip
+def test_sampling_from_the_policy_itself_is_not_told(params: dict[str, Any] | None) -> None:
+    assert checked([a_group(generation_params=params)], LIMITS).findings == ()
+
+
 DAMAGES: dict[str, Callable[[Group, int], Group]] = {
     "none": lambda group, place: group,
     "score": lambda group, place: replace(group, scores=np.full(group.n_sequences, np.nan)),

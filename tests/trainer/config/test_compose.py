@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from atroposlib.data.presets import PRESETS as DATA_SETS
 from atroposlib.errors import ConfigError
-from atroposlib.launch.config import TrainerSection
+from atroposlib.launch.trainer_section import TrainerSection
 from trainer.config import presets
 from trainer.config.compose import Composition, load_config, load_config_with_origins
 from trainer.config.deepspeed_presets import PRESETS, from_accelerate, zero_stage
 from trainer.config.grammar import SECTIONS, canonical
-from trainer.config.grpo import deepspeed_config
 from trainer.config.interpolation import Interpolation
 from trainer.config.layers import layers
+from trainer.config.shared import deepspeed_config
 from trainer.config.values import read_file
 
 ALL_PRESETS = [(group, name) for group in presets.GROUPS for name in presets.names(group)]
@@ -105,6 +105,13 @@ def test_the_teachers_recipes_are_those_of_the_documents(tmp_path: Path) -> None
     assert (sft.max_seq_length, sft.warmup_steps, sft.weight_decay) == (16384, 0.05, 1e-4)
 
 
+def test_a_model_that_was_not_prepared_is_no_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ConfigError, match=r"does not exist \(looked in .*\n.*make model prepares models/SmolLM2-135M"):
+        load_config(None, ["recipe=sft_quickstart"])
+
+
 def test_a_key_that_stands_twice_in_a_file_is_refused_with_its_lines(tmp_path: Path) -> None:
     path = a_file(tmp_path, "beta: 0.1\nweight_sync: {keep: 3}\nbeta: 0.2\n")
 
@@ -125,6 +132,10 @@ def test_deepspeed_presets_are_chosen_like_the_others(name: str, model: str) -> 
 
     assert values["deepspeed"] == name
     assert zero_stage(deepspeed_config(name, max_grad_norm=1.0)) == int(name[4])
+
+
+def test_a_deepspeed_preset_may_be_written_with_a_hyphen() -> None:
+    assert deepspeed_config("zero3-offload", 1.0) == deepspeed_config("zero3_offload", 1.0)
 
 
 def test_atlas_compat_is_the_loss_of_atlas(model: str) -> None:
@@ -160,12 +171,30 @@ def test_later_sources_win(tmp_path: Path) -> None:
 
 
 def test_a_recipe_in_the_file_of_atropos_up_reaches_the_trainer(tmp_path: Path) -> None:
-    section = TrainerSection.model_validate({"recipe": "dapo", "beta": 0.5, "batch_size": 16})
+    four = {"batch_size": 16, "max_steps": 9, "max_staleness": 1, "learning_rate": 1e-6}
+    section = TrainerSection.model_validate({"recipe": "dapo", "beta": 0.5, **four})
     path = a_file(tmp_path, yaml.safe_dump(section.model_dump(mode="json")))
 
     config = load_config(path)
 
-    assert (config.overlong, config.beta, config.batch_size) == ("soft", 0.5, 16)
+    assert (config.overlong, config.beta) == ("soft", 0.5)
+    assert {key: getattr(config, key) for key in four} == four
+
+
+@pytest.mark.parametrize("name", presets.RUNS)
+@pytest.mark.parametrize("strict", ["strict=true", "strict=false"])
+def test_a_recipe_of_atropos_up_is_refused_with_its_command(name: str, strict: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"recipe={name} is a run with servers .*: start it with atropos up recipe={name}"
+    ):
+        load_config(None, [f"recipe={name}", strict])
+
+
+def test_a_file_of_atropos_up_is_refused_with_its_command(tmp_path: Path) -> None:
+    path = a_file(tmp_path, "environments: [{command: x.py}]\ntrainer: {batch_size: 8}\n")
+
+    with pytest.raises(ConfigError, match=f"{path} is a config of atropos up.* run atropos up --config {path}"):
+        load_config(path)
 
 
 def test_a_chosen_preset_replaces_the_recipes_choice(model: str) -> None:

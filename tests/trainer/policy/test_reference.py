@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,30 @@ def test_syncing_moves_the_reference_by_alpha() -> None:
         copy.mix_in(policy, alpha=0.9)
         assert list(weights_of(reference)) == pytest.approx([expected])
     assert weights_of(policy) == {1.0}
+
+
+def test_one_parameter_is_whole_at_a_time_however_many_are_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: dict[str, set[int]] = {"policy": set(), "reference": set()}
+    most = Counter[str]()
+
+    @contextmanager
+    def counted(side: str, parameters: list[Tensor]) -> Iterator[None]:
+        whole[side] |= {id(parameter) for parameter in parameters}
+        most[side] = max(most[side], len(whole[side]))
+        yield
+        whole[side] -= {id(parameter) for parameter in parameters}
+
+    monkeypatch.setattr(module, "whole", lambda parameters: counted("policy", parameters))
+    monkeypatch.setattr(module, "_writable", lambda parameter: counted("reference", [parameter]))
+    copy = OwnCopy(filled(0.0), device=CPU)
+
+    copy.mix_in(filled(1.0), alpha=0.5)
+    copy.save(tmp_path, is_writer=True)
+    copy.load(tmp_path)
+
+    assert most == {"policy": 1, "reference": 1}
 
 
 def test_an_offloaded_copy_is_on_the_device_only_while_in_use() -> None:

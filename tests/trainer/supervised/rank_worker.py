@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -17,17 +18,22 @@ from trainer.supervised.sft_trainer import SFTTrainer
 
 def main() -> None:
     method, out_dir, *options = sys.argv[1:]
+    run(method, Path(out_dir), options)
+
+
+def run(method: str, out_dir: Path, options: Sequence[str]) -> None:
+    """Two steps, in this process."""
     values = {key: yaml.safe_load(text) for key, _, text in (option.partition("=") for option in options)}
     common = {"batch_size": 8, "max_steps": 2, "optim": "adamw_torch", "max_tokens_per_micro_batch": 70, **values}
     # A model in a folder is loaded by the trainer: with ZeRO-3, piece by piece into its shards.
     lm = None if "model_name_or_path" in values else tiny_model()
     data = {"tokenizer": tokenizer(), "train_dataset": ROWS, "eval_dataset": HELD_OUT}
     if method == "sft":
-        SFTTrainer(sft_config(Path(out_dir), **common), model=lm, **data).train()
+        SFTTrainer(sft_config(out_dir, **common), model=lm, **data).train()
         return
     teacher = tiny_model(1)
     GKDTrainer(
-        gkd_config(Path(out_dir), **common),
+        gkd_config(out_dir, **common),
         model=lm,
         teacher_model=teacher,
         teacher_processing_class=tokenizer(),

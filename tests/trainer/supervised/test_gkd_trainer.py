@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from atroposlib.errors import DataError
+from atroposlib.errors import ConfigError, DataError
 from tests.trainer.supervised.fakes import HELD_OUT, ROWS, gkd_config, tiny_model, tokenizer
 from tests.trainer.supervised.plain import divergence, step_of_descent
 from tests.trainer.supervised.test_sft_trainer import examples_of
+from trainer.supervised.config import GKDConfig
 from trainer.supervised.distillation import source_of_step
 from trainer.supervised.gkd_trainer import GKDTrainer
 
@@ -102,6 +103,38 @@ def test_a_teacher_whose_output_layer_is_padded_has_the_same_vocabulary(tmp_path
 
     plain, found = (lines_of(tmp_path / run)[1]["loss"] for run in ("plain", "padded"))
     assert found == pytest.approx(plain, rel=1e-5)
+
+
+def short(positions: int) -> Any:
+    """A teacher of few positions."""
+    lm = sharp(1)
+    lm.config.max_position_embeddings = positions
+    return lm
+
+
+def test_max_seq_length_is_bounded_by_the_teachers_positions(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_seq_length=128 .* 64 positions of the teacher"):
+        a_trainer(tmp_path, teacher_model=short(64))
+
+
+def test_max_seq_length_that_is_not_given_is_lowered_to_the_teachers_positions(tmp_path: Path) -> None:
+    given = gkd_config(tmp_path)
+    config = GKDConfig(
+        **{name: getattr(given, name) for name in ("run_dir", "model_name_or_path", "teacher_model_name_or_path")},
+        eval_strategy="no",
+    )
+    trainer = GKDTrainer(
+        config, model=sharp(0), teacher_model=short(32), tokenizer=tokenizer(), teacher_processing_class=tokenizer(),
+        train_dataset=[*ROWS, {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 90}]}],
+    )  # fmt: skip
+
+    assert config.max_seq_length == 32
+    assert max(len(each.tokens_L) for each in trainer._examples) == 32
+
+
+def test_a_teacher_with_fewer_tokens_than_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="teacher embeddings for 100: give teacher_tokenizer_name_or_path=FOLDER"):
+        a_trainer(tmp_path, teacher_model=tiny_model(1, vocabulary=100))
 
 
 def test_one_coin_a_step_decides_whose_completions_are_learnt() -> None:

@@ -127,7 +127,28 @@ def test_auto_aligns_where_tokenizers_or_templates_differ(tmp_path: Path) -> Non
 def test_options_that_mean_nothing_then_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     aligns(gkd_config(tmp_path, beta=0.1), tokenizer(), word_tokenizer())
 
+    assert "KL(student || teacher) over spans of text" in caplog.text
     assert "beta has no effect" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "is_asked"),
+    [({"lmbda": 0.0}, False), ({"lmbda": 0.5}, True), ({"lmbda": 0.0, "seq_kd": True}, True)],
+    ids=["data", "student", "teacher"],
+)
+def test_a_teacher_that_is_never_asked_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any], is_asked: bool
+) -> None:
+    aligns(gkd_config(tmp_path, **options), tokenizer(), word_tokenizer())
+
+    assert ("never asks the teacher" in caplog.text) is not is_asked
+
+
+def test_one_tokenizer_needs_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    aligns(gkd_config(tmp_path, beta=0.1), tokenizer(), tokenizer())
+
+    assert "spans" not in caplog.text
+    assert "effect" not in caplog.text
 
 
 def test_an_empty_prompt_is_a_start_token_for_the_teacher(teacher: Teacher) -> None:

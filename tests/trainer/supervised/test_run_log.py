@@ -38,8 +38,9 @@ def one_of_two(run_dir: Path, monkeypatch: pytest.MonkeyPatch, *, rank: int = 0)
 def test_a_record_that_cannot_be_opened_is_told_to_all_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: list[str | None]
 ) -> None:
-    (tmp_path / "run").write_text("in the way")
     run_log = RunLog(one_of_two(tmp_path / "run", monkeypatch), {})
+    # A configuration refuses a file that is there before it.
+    (tmp_path / "run").write_text("in the way")
 
     with pytest.raises(ConfigError), run_log.opened(start_step=0, total_steps=1):
         pass

@@ -100,6 +100,17 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_run_that_goes_on_with_other_rows_is_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {"batch_size": 3, "max_steps": 5, "save_strategy": "steps"}
+    a_trainer(tmp_path, callbacks=[StopAfter(4)], **options).train()
+    a_trainer(tmp_path, callbacks=[StopAfter(5)], **options | {"max_steps": 6}).train()
+    assert "steps an epoch" not in caplog.text
+
+    a_trainer(tmp_path, train_dataset=ROWS[:5], **options | {"max_steps": 6}).train()
+
+    assert "the checkpoint had 3 steps an epoch, and these rows and batch_size make 2" in caplog.text
+
+
 def test_a_request_to_stop_leaves_a_checkpoint(tmp_path: Path) -> None:
     class Ask(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -143,8 +154,14 @@ def test_without_rows_held_out_there_is_no_evaluation(tmp_path: Path, caplog: py
     trainer.train()
 
     assert "no row is held out" in caplog.text
+    assert "give eval_dataset" in caplog.text
     assert not any("eval_loss" in line for line in lines_of(tmp_path))
     assert (tmp_path / "final").is_dir()
+
+
+def test_rows_to_evaluate_on_alone_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="eval_dataset goes with train_dataset: give both"):
+        a_trainer(tmp_path, train_dataset=None)
 
 
 def test_checkpoints_and_evaluations_of_each_epoch(tmp_path: Path) -> None:

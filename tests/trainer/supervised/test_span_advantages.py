@@ -23,6 +23,12 @@ def test_with_the_same_tokens_it_is_the_log_ratio() -> None:
     torch.testing.assert_close(span_advantages(logprobs, torch.arange(2), teacher), teacher - logprobs)
 
 
+def test_a_pass_without_a_span_has_no_advantages() -> None:
+    found = span_advantages(torch.tensor([-1.0, -0.5]), torch.tensor([-1, -1]), torch.empty(0))
+
+    assert found.tolist() == [0.0, 0.0]
+
+
 def test_no_gradient_flows_through_it() -> None:
     logprobs = torch.tensor([-1.0], requires_grad=True)
 

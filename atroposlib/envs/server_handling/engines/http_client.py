@@ -133,7 +133,7 @@ class EngineHttp:
             if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
                 raise ConfigError(
                     f"no connection to {self.server}: {error}; raise the limit of open files (ulimit -n), "
-                    "or lower openai.num_max_requests_at_once"
+                    "or lower openai.num_max_requests_at_once (judges: rim.max_concurrent_judge_calls)"
                 ) from error
             raise ModelServerError(
                 f"{self.server}: {method} {urlsplit(url).path}: {type(error).__name__}: {error}"
