@@ -16,9 +16,9 @@ MODEL = "models/SmolLM2-135M-Instruct"
 
 DIAGNOSTIC = """{question}
 Do not solve it yet. Say in one sentence what you would do."""
-ADAPTIVE = """A student has to solve this problem: {question}
-The student says: {approach}
-Write a short hint that helps the student to get it right. Do not write the answer."""
+ADAPTIVE = """A student says: {approach}
+{question}
+Is this addition, subtraction or multiplication? Answer with one word."""
 WITH_TEACHING = """{question}
 Hint: {teaching}
 Give the answer as a number."""
@@ -36,7 +36,7 @@ class TeachingConfig(TeacherEnvConfig):
     max_prompt_length: int = Field(default=384, ge=1)
     max_completion_length: int = Field(default=48, ge=1)
     max_probe_tokens: int = Field(default=32, ge=1)
-    max_guidance_tokens: int | None = Field(default=32, ge=10)
+    max_guidance_tokens: int | None = Field(default=10, ge=10)
     temperature: float = Field(default=0.8, gt=0)
     student_samples_per_guidance: int = Field(default=2, ge=1)
     student_diagnostic_template: str | None = DIAGNOSTIC
