@@ -87,6 +87,7 @@ class BaseEnv(ABC):
         """Where wandb_log puts metrics, wandb or not; whoever runs the environment sets it."""
         self.logged_evaluation: dict[str, Any] | None = None
         """Result of the newest evaluation that was logged."""
+        self._evaluation_started: float | None = None
         self.run_link: RunLink | None = None
         """The loop that runs this environment; None outside of serve."""
         self._blocking = BlockingPool(config.blocking_workers)
@@ -227,6 +228,7 @@ class BaseEnv(ABC):
         Raises:
             ExceptionGroup: an item failed. A partial evaluation is not a result.
         """
+        self._evaluation_started = time.time()
         return await evaluate_items(
             items,
             evaluate,
@@ -246,7 +248,11 @@ class BaseEnv(ABC):
         samples: list[dict[str, Any]] | None = None,
         verbose: bool = True,
     ) -> None:
-        """Keep an evaluation's result: metrics.json and samples.jsonl in data_dir_to_save_evals, the metrics in the run's records."""
+        """Keep an evaluation's result: metrics.json and samples.jsonl in data_dir_to_save_evals, the metrics in the run's records.
+
+        Args:
+            start_time, end_time: seconds since the epoch; from the newest evaluate_items until now, where they are absent.
+        """
         self.logged_evaluation = dict(metrics)
         task_name = task_name or f"{self.display_name}_eval"
         if verbose:
@@ -259,8 +265,8 @@ class BaseEnv(ABC):
             metrics,
             task_name=task_name,
             model_name=model_name or getattr(self.config, "model_name", None) or self._model_name,
-            start_time=start_time,
-            end_time=end_time or time.time(),
+            start_time=start_time or self._evaluation_started,
+            end_time=end_time,
             generation_parameters={"max_new_tokens": self.config.max_token_length, **(generation_parameters or {})},
             samples=samples,
         )

@@ -42,8 +42,8 @@ def write_evaluation(
 ) -> Path:
     """Write metrics.json and, where there are samples, samples.jsonl, in the upstream format. Returns the first's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    now = time.time()
-    seconds = (end_time or now) - (start_time or now)
+    ended = end_time or time.time()
+    seconds = ended - (start_time or ended)
     report = {
         "config_general": {
             "model_name": model_name,

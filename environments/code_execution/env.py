@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -193,11 +192,10 @@ class CodeExecutionEnv(BaseEnv):
 
     async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Greedy solutions of the held-out tasks."""
-        started = time.time()
         samples = await self.evaluate_items(self.heldout, self._solve_greedily)
         metrics = {"heldout_reward": fmean(sample["score"] for sample in samples), "heldout_size": len(samples)}
         sampling = {"temperature": 0.0, "max_tokens": self.config.max_tokens}
-        await self.evaluate_log(metrics, start_time=started, samples=samples, generation_parameters=sampling)
+        await self.evaluate_log(metrics, samples=samples, generation_parameters=sampling)
         return metrics
 
     async def _solve_greedily(self, task: Task) -> dict[str, Any]:

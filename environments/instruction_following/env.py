@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -99,7 +98,6 @@ class InstructionFollowingEnv(BaseEnv):
 
     async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Greedy replies to the held-out instructions: the share of constraints met, and of replies that meet all."""
-        started = time.time()
         samples = await self.evaluate_items(self.heldout, self._reply_greedily)
         results = [result for sample in samples for result in sample["met"]]
         metrics = {
@@ -109,7 +107,7 @@ class InstructionFollowingEnv(BaseEnv):
             "heldout_size": len(samples),
         }
         sampling = {"temperature": 0.0, "max_tokens": self.config.max_tokens}
-        await self.evaluate_log(metrics, start_time=started, samples=samples, generation_parameters=sampling)
+        await self.evaluate_log(metrics, samples=samples, generation_parameters=sampling)
         return metrics
 
     async def _reply_greedily(self, instruction: Instruction) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
 from collections import defaultdict
 from statistics import fmean
 from typing import Any
@@ -114,7 +113,6 @@ class ReasoningTasksEnv(BaseEnv):
 
     async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Greedy answers to the held-out problems, in all and for each task."""
-        started = time.time()
         samples = await self.evaluate_items(self.heldout, self._answer_greedily)
         by_task: dict[str, list[float]] = defaultdict(list)
         for sample in samples:
@@ -125,7 +123,7 @@ class ReasoningTasksEnv(BaseEnv):
             **{f"heldout_reward/{task}": fmean(scores) for task, scores in by_task.items()},
         }
         sampling = {"temperature": 0.0, "max_tokens": self.config.max_tokens}
-        await self.evaluate_log(metrics, start_time=started, samples=samples, generation_parameters=sampling)
+        await self.evaluate_log(metrics, samples=samples, generation_parameters=sampling)
         return metrics
 
     async def _answer_greedily(self, problem: Problem) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,6 @@ class SFTLoaderEnv(BaseEnv):
 
     async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Mean surprise at the trained tokens of held-out rows, in nats."""
-        started = time.time()
         samples = await self.evaluate_items(self.heldout, self._surprise)
         n_tokens = sum(sample["tokens"] for sample in samples)
         nats = -sum(sample["score"] * sample["tokens"] for sample in samples) / n_tokens
@@ -112,7 +110,7 @@ class SFTLoaderEnv(BaseEnv):
             "heldout_tokens": n_tokens,
             "heldout_size": len(samples),
         }
-        await self.evaluate_log(metrics, start_time=started, samples=samples, generation_parameters={})
+        await self.evaluate_log(metrics, samples=samples, generation_parameters={})
         return metrics
 
     async def _surprise(self, row: Row) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Stand:
         temperatures = {request.get("sampling_params", request)["temperature"] for request in self.mock.requests}
         assert temperatures == {0.0}, "evaluation is greedy"
         [report] = lines_of(folder / "metrics.json", whole=True)
+        assert float(report["config_general"]["total_evaluation_time_seconds"]) > 0
         return report["results"]["all"], lines_of(folder / "samples.jsonl")
 
     async def leased(self, server: RolloutServerProcess, folder: Path, *, batch_size: int = 4) -> list[Group]:

@@ -27,7 +27,7 @@ ROWS = [json.loads(line) for line in SAMPLE.read_text().splitlines()]
 ANSWERS = {row["prompt"]: row["ground_truth"] for row in ROWS}
 HINT = "Take it slowly."
 # In bytes prompts are several times as long as in words.
-IN_BYTES = {"max_token_length": 2048, "max_prompt_length": 1024}
+IN_BYTES = {"max_token_length": 2048, "max_prompt_length": 1024, "max_guidance_tokens": 32}
 
 
 def solve(prompt: Prompt) -> str:
@@ -92,7 +92,7 @@ async def test_evaluate_tells_what_teaching_changes(stand: TeachingStand, tmp_pa
 
 async def test_check_env_finds_nothing(bytes_tokenizer: str) -> None:
     def either(prompt: Prompt) -> str:
-        return hint(prompt) if "A student has" in prompt.last_user_text else solve(prompt)
+        return hint(prompt) if "A student says" in prompt.last_user_text else solve(prompt)
 
     report = await check_env(
         TeachingEnv, reply=PromptFunction(either), n_items=2, stages_outage=False, config={"group_size": 2, **IN_BYTES}
