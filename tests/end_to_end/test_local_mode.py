@@ -25,9 +25,11 @@ DEADLINE_S = 240
 
 SCRIPT = textwrap.dedent(
     """
-    import sys
+    import signal, sys
     from trainer import GRPOConfig, GRPOTrainer
 
+    # A job that a script started in the background ignores Ctrl-C, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     model, run_dir, max_steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
     rows = [{"prompt": [{"role": "user", "content": f"{a} + {a} ="}], "answer": 2 * a} for a in range(1, 40)]
     seen = []
