@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -30,10 +33,19 @@ class EngineHttp:
             limits=httpx.Limits(max_keepalive_connections=0),
             trust_env=False,
         )
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._is_closed = False
 
     def close(self) -> None:
-        """Drop the connections."""
-        self._http.close()
+        """Begin no more calls, and drop the connections as soon as none is in flight.
+
+        To drop them at once would leave one that is just being opened open for good, and let the thread that reads from
+        another read on under a number that the kernel may have given to something else.
+        """
+        with self._lock:
+            self._is_closed = True
+            self._drop_if_unused()
 
     def request(self, method: str, path: str, edge: Edge, timeout_s: float, **request: Any) -> httpx.Response:
         """Return the answer, whatever its status.
@@ -42,15 +54,29 @@ class EngineHttp:
             ServerSyncError: there was none within `timeout_s`, the URL is none, or close() was called.
         """
         try:
-            # httpx's timeout is for each read and write; these answers are one small packet.
-            return self._http.request(method, self.url + path, timeout=timeout_s, **request)
+            with self._call(path, edge):
+                # httpx's timeout is for each read and write; these answers are one small packet.
+                return self._http.request(method, self.url + path, timeout=timeout_s, **request)
         except httpx.TimeoutException:
             raise ServerSyncError(self.url, edge, f"{path} did not answer within {timeout_s:.3g} s") from None
         except httpx.InvalidURL as error:
             raise ServerSyncError(self.url, edge, f"it is no URL: {error}; give http://HOST:PORT") from error
         except httpx.TransportError as error:
             raise ServerSyncError(self.url, edge, f"{path}: {type(error).__name__}: {error}") from error
-        except RuntimeError as error:
-            if not self._http.is_closed:
-                raise
-            raise ServerSyncError(self.url, edge, f"{path}: this control is closed") from error
+
+    @contextmanager
+    def _call(self, path: str, edge: Edge) -> Iterator[None]:
+        with self._lock:
+            if self._is_closed:
+                raise ServerSyncError(self.url, edge, f"{path}: this control is closed")
+            self._in_flight += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+                self._drop_if_unused()
+
+    def _drop_if_unused(self) -> None:
+        if self._is_closed and not self._in_flight:
+            self._http.close()
