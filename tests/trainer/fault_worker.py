@@ -1,4 +1,4 @@
-"""One rank of a run with troubles: `python fault_worker.py OUT_DIR key=value ...`, under torchrun or alone.
+"""One rank of a run with troubles; arguments: OUT_DIR key=value ...
 
 Besides options of the trainer: poisoned_step=N has advantages too large for float32, level_step=N equal rewards,
 starved_rank=R gets no batch, full_disk_step=N lets rank 0 write no file over full_disk_bytes=B after that step. OUT_DIR/versions.pt has the
@@ -9,34 +9,19 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
 
-# torchrun starts this file as a script; the package of the tests lies two folders up.
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from atroposlib.errors import AtroposError
 from atroposlib.wire.columns import Group
 from tests.trainer.fakes import FakeRolloutServer, a_config, random_groups, tiny_llama
 from tests.trainer.in_memory import RememberingPublisher
 from trainer.grpo_trainer import GRPOTrainer
-
-
-def start(out_dir: Path, *options: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
-    launcher = [
-        "-m", "torch.distributed.run", "--nproc_per_node", str(ranks),
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
-    ]  # fmt: skip
-    command = [sys.executable, *(launcher if ranks > 1 else []), __file__, str(out_dir), *options]
-    # One thread each: spinning OpenMP threads of several processes on few cores stop each other.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def groups_of(step: int, *, poisoned_step: int | None, level_step: int | None) -> list[Group]:
@@ -54,8 +39,8 @@ def _fill_disk(size_bytes: int, *, is_full: bool) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes if is_full else hard, hard))
 
 
-def main() -> int:
-    out_dir, *options = sys.argv[1:]
+def main(arguments: Sequence[str]) -> int:
+    out_dir, *options = arguments
     values = {key: yaml.safe_load(text) for key, _, text in (option.partition("=") for option in options)}
     rank = int(os.environ.get("RANK", "0"))
     troubles = {name: values.pop(name, None) for name in ("poisoned_step", "level_step")}
@@ -79,7 +64,3 @@ def main() -> int:
     if rank == 0:
         torch.save(publisher.versions, Path(out_dir) / "versions.pt")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

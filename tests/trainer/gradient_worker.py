@@ -1,11 +1,10 @@
-"""Gradients of single steps of GRPOTrainer: in this process, or `python gradient_worker.py OUT_DIR`, under torchrun or alone."""
+"""Gradients of single steps of GRPOTrainer: in this process, or in one rank of several; argument: OUT_DIR."""
 
 from __future__ import annotations
 
 import gc
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,9 +14,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, TrainerCallback
-
-# torchrun starts this file as a script; the package of the tests lies two folders up.
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from atroposlib.wire.columns import Group
 from tests.trainer.fakes import FakeRolloutServer, a_config
@@ -168,8 +164,8 @@ def _prompt_sharing(*, is_on: bool) -> Iterator[None]:
         yield
 
 
-def main() -> None:
-    out_dir = Path(sys.argv[1])
+def main(arguments: Sequence[str]) -> None:
+    out_dir = Path(arguments[0])
     model_dir = out_dir / "model"
     groups = mixed_groups(AutoModelForCausalLM.from_pretrained(model_dir))
     # transformers collects garbage after each run: without all that is imported, that is quick.
@@ -184,7 +180,3 @@ def main() -> None:
         found[str(case)] = step_of(run_dir, model_dir, batch, case.engine, LAYOUTS[case.layout], **options)
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save({name: asdict(answer) for name, answer in found.items()}, out_dir / "found.pt")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,24 +1,22 @@
-"""One rank of a training run on the fake server: `python rank_worker.py OUT_DIR key=value ...`, under torchrun or alone."""
+"""One rank of a training run on the fake server; arguments: OUT_DIR key=value ..."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import yaml
-
-# torchrun starts this file as a script; the package of the tests lies two folders up.
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.trainer.fakes import FakePublisher, FakeRolloutServer, a_config, tiny_llama
 from trainer.grpo_trainer import GRPOTrainer
 from trainer.weight_sync.config import WeightSyncConfig
 
 
-def main() -> None:
-    out_dir, *options = sys.argv[1:]
+def main(arguments: Sequence[str]) -> None:
+    out_dir, *options = arguments
     values = {key: yaml.safe_load(text) for key, _, text in (option.partition("=") for option in options)}
     server = FakeRolloutServer()
     if int(os.environ.get("RANK", "0")) > 0:
@@ -40,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from atroposlib.errors import NoBatchError
-from tests.trainer.fault_worker import start
+from tests.trainer import fault_worker
+from tests.trainer.ranks import run_ranks
 from trainer import agreement
 from trainer.agreement import agreed
 from trainer.checkpoints import folders as checkpoints
@@ -65,20 +66,28 @@ def test_ones_own_failure_is_raised_as_it_is_once_the_others_know(monkeypatch: p
 
 
 def test_a_rank_without_a_batch_leaves_no_other_hanging(tmp_path: Path) -> None:
-    done = start(tmp_path, "starved_rank=1", "batch_deadline_s=1", "max_steps=4", ranks=2)
+    done = run_ranks(fault_worker.main, str(tmp_path), "starved_rank=1", "batch_deadline_s=1", "max_steps=4", ranks=2)
 
     assert done.returncode != 0
     reason = "no batch for step 1 within 1 s: no environment is registered"
-    assert f"rank 1 ends: {reason}" in done.stderr
-    assert f"rank 0 ends: rank 1 cannot go on, and all ranks stop together: {reason}" in done.stderr
+    assert f"rank 1 ends: {reason}" in done.output
+    assert f"rank 0 ends: rank 1 cannot go on, and all ranks stop together: {reason}" in done.output
 
 
 @pytest.mark.parametrize("size_bytes", [12_000, 30_000], ids=["weights", "deepspeed"])
 def test_a_full_disk_of_one_rank_costs_all_ranks_that_checkpoint_alone(tmp_path: Path, size_bytes: int) -> None:
     options = ["save_strategy=steps", "save_steps=1", "prefetch=0", "max_steps=3"]
 
-    done = start(tmp_path, "deepspeed=zero2", "full_disk_step=1", f"full_disk_bytes={size_bytes}", *options, ranks=2)
+    done = run_ranks(
+        fault_worker.main,
+        str(tmp_path),
+        "deepspeed=zero2",
+        "full_disk_step=1",
+        f"full_disk_bytes={size_bytes}",
+        *options,
+        ranks=2,
+    )
 
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.output
     assert sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-1", "checkpoint-3"]
     assert checkpoints.last_complete(tmp_path / "checkpoints") == (tmp_path / "checkpoints" / "checkpoint-3", 3)

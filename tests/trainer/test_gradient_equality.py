@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.trainer import gradient_worker
 from tests.trainer.gradient_worker import LAYOUTS, SETTINGS, Case, cases
 from tests.trainer.mixed_batch import mixed_groups, scored_by, sharp_llama
 from tests.trainer.plain_reference import Answer, plain_step, relative_error, two_plain_steps
+from tests.trainer.ranks import run_ranks
 
-WORKER = Path(__file__).with_name("gradient_worker.py")
 TOLERANCE = 1e-5
 REFERENCE_SEED = 4
 CASES = cases()
@@ -44,19 +41,12 @@ def ranks(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(scope="module")
 def found(ranks: int, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
-    """For each case, what that many ranks have. All cases run in the same processes: to start them takes longest."""
+    """For each case, what that many ranks have. All cases run in the same processes."""
     out_dir = tmp_path_factory.mktemp(f"ranks{ranks}")
     sharp_llama().save_pretrained(out_dir / "model")
     sharp_llama(seed=REFERENCE_SEED).save_pretrained(out_dir / "reference")
-    launcher = [
-        "-m", "torch.distributed.run", "--nproc_per_node", str(ranks),
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
-    ]  # fmt: skip
-    command = [sys.executable, *(launcher if ranks > 1 else []), str(WORKER), str(out_dir)]
-    # One thread each: spinning OpenMP threads of several processes on few cores stop each other.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_ranks(gradient_worker.main, str(out_dir), ranks=ranks, timeout_s=600)
+    assert done.returncode == 0, done.output
     answers: dict[str, dict[str, Any]] = torch.load(out_dir / "found.pt")
     return {name: Answer(**values) for name, values in answers.items()}
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.trainer.fault_worker import start
+from tests.trainer import fault_worker
+from tests.trainer.ranks import run_ranks
 from trainer.errors import NonFiniteError, TrainerError
 from trainer.step.guard import MOST_IN_A_ROW, StepGuard
 
@@ -73,9 +74,11 @@ def test_a_step_that_deepspeed_should_have_skipped_ends_the_run() -> None:
 
 
 def test_deepspeed_skips_a_poisoned_step_and_one_without_gradient_and_the_run_goes_on(tmp_path: Path) -> None:
-    done = start(tmp_path, "deepspeed=zero1", "poisoned_step=1", "level_step=3", "max_steps=5")
+    done = run_ranks(
+        fault_worker.main, str(tmp_path), "deepspeed=zero1", "poisoned_step=1", "level_step=3", "max_steps=5"
+    )
 
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.output
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step/skipped"] for line in lines] == [0, 1, 0, 0, 0]
     assert [line.get("step/without_gradient") for line in lines] == [None, None, None, 1.0, None]

@@ -1,23 +1,19 @@
-"""One rank of a run on a data set: `python rank_worker.py sft|gkd OUT_DIR key=value ...`, under torchrun or alone."""
+"""One rank of a run on a data set; arguments: sft|gkd OUT_DIR key=value ..."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-
-# torchrun starts this file as a script; the package of the tests lies three folders up.
-sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from tests.trainer.supervised.fakes import HELD_OUT, ROWS, gkd_config, sft_config, tiny_model, tokenizer
 from trainer.supervised.gkd_trainer import GKDTrainer
 from trainer.supervised.sft_trainer import SFTTrainer
 
 
-def main() -> None:
-    method, out_dir, *options = sys.argv[1:]
+def main(arguments: Sequence[str]) -> None:
+    method, out_dir, *options = arguments
     run(method, Path(out_dir), options)
 
 
@@ -39,7 +35,3 @@ def run(method: str, out_dir: Path, options: Sequence[str]) -> None:
         teacher_processing_class=tokenizer(),
         **data,
     ).train()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,8 @@
-"""Several processes train what one process trains: torchrun, gloo, DDP and DeepSpeed on CPUs."""
+"""Several processes train what one process trains: gloo, DDP and DeepSpeed on CPUs."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +11,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.trainer.ranks import run_ranks
+from tests.trainer.supervised import rank_worker
 from tests.trainer.supervised.fakes import tiny_model
 from tests.trainer.supervised.rank_worker import run
-
-WORKER = Path(__file__).with_name("rank_worker.py")
 
 
 def train(method: str, run_dir: Path, *options: str, ranks: int) -> None:
     """Two steps in processes of their own."""
-    launcher = [
-        "-m", "torch.distributed.run", "--nproc_per_node", str(ranks),
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
-    ]  # fmt: skip
-    command = [sys.executable, *launcher, str(WORKER), method, str(run_dir), *options]
-    # One thread each: spinning OpenMP threads of several processes on few cores stop each other.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_ranks(rank_worker.main, method, str(run_dir), *options, ranks=ranks)
+    assert done.returncode == 0, done.output
 
 
 def weights_of(run_dir: Path) -> dict[str, Tensor]:
