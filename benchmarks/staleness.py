@@ -22,7 +22,8 @@ from atroposlib.wire.layout import WIRE_VERSION, GroupHeader
 from atroposlib.wire.models import EnvRequest, LatePolicy, RunRequest, TicketRequest
 from rollout_server.stores.base import NotReady, StoreLimits
 from rollout_server.stores.payloads import MemoryPayloads
-from rollout_server.stores.run_state import RunState
+from rollout_server.stores.run_state import batches, groups, registry, runs, tickets
+from rollout_server.stores.run_state.state import RunState
 
 BATCH_SIZE = 32
 CONCURRENT = 96
@@ -94,16 +95,16 @@ class FeasibilityRule:
             num_steps=10**9,
             late_policy=late_policy,
         )
-        self._session = self._state.open_run(run).session
-        self._env = self._state.register_env(EnvRequest(name="env", group_size=1)).session
-        self._state.set_policy(0, self._session)
+        self._session = runs.open_run(self._state, run).session
+        self._env = registry.register_env(self._state, EnvRequest(name="env", group_size=1)).session
+        runs.set_policy(self._state, 0, self._session)
         self._step = 0
 
     def start(self, wanted: int) -> list[tuple[str, int]]:
         if wanted < 1:
             return []
         request = TicketRequest(env_id=0, session=self._env, sequences=1, count=wanted)
-        return [(ticket.ticket, ticket.policy_version) for ticket in self._state.grant_tickets(request).tickets]
+        return [(ticket.ticket, ticket.policy_version) for ticket in tickets.grant(self._state, request).tickets]
 
     def finish(self, name: str, version: int) -> None:
         header = GroupHeader(
@@ -116,17 +117,17 @@ class FeasibilityRule:
         )
         columns = {"cu_seqlens": np.array([0, 1], np.int32), "tokens": np.zeros(1, np.int32)}
         blob = Blob(header=header, columns=columns, data=memoryview(b"payload"))
-        [result] = self._state.append([blob], known=set(), is_strict=True)
+        [result] = groups.append(self._state, [blob], known=set(), is_strict=True)
         self.thrown_away += result.status == "retired"
 
     def batch(self) -> list[int] | None:
-        batch = self._state.lease(self._step, self._session)
+        batch = batches.lease(self._state, self._step, self._session)
         return None if isinstance(batch, NotReady) else [group.order_version for group in batch]
 
     def trained(self) -> None:
-        self._state.ack(self._step, self._session, self._step + 1)
+        batches.ack(self._state, self._step, self._session, self._step + 1)
         self._step += 1
-        self._state.commit(self._step, self._session)
+        batches.commit(self._state, self._step, self._session)
 
 
 @dataclass(frozen=True)

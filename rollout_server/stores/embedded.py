@@ -31,8 +31,9 @@ from rollout_server.stores.group_commit import GroupCommit, Unit
 from rollout_server.stores.journal import Journal, MemoryJournal
 from rollout_server.stores.payloads import split
 from rollout_server.stores.run_folder import RunFolder
-from rollout_server.stores.run_state import RunState
-from rollout_server.stores.run_status import status_of
+from rollout_server.stores.run_state import batches, groups, registry, runs, tickets
+from rollout_server.stores.run_state.state import RunState
+from rollout_server.stores.run_state.status import status_of
 
 T = TypeVar("T")
 
@@ -104,7 +105,7 @@ class EmbeddedStore:
         run = self.state.run
         if run is not None and run.request.run_name != request.run_name:
             self._put_away(run.request.run_name)
-        return await self._written(self.state.open_run(request))
+        return await self._written(runs.open_run(self.state, request))
 
     async def close_run(self) -> None:
         """See Store.close_run."""
@@ -125,40 +126,40 @@ class EmbeddedStore:
 
     async def run_info(self) -> RunInfo:
         """See Store.run_info."""
-        return self.state.run_info()
+        return self.state.require_run().info()
 
     async def renew_trainer(self, session: int) -> None:
         """See Store.renew_trainer."""
-        self.state.renew_trainer(session)
+        self.state.require_trainer(session)
 
     async def register_env(self, request: EnvRequest) -> EnvInfo:
         """See Store.register_env."""
-        return await self._written(self.state.register_env(request))
+        return await self._written(registry.register_env(self.state, request))
 
     async def touch_env(self, env_id: int) -> bool:
         """See Store.touch_env."""
-        return self.state.touch_env(env_id)
+        return registry.touch_env(self.state, env_id)
 
     async def disconnect_env(self, env_id: int) -> bool:
         """See Store.disconnect_env."""
-        return await self._written(self.state.disconnect_env(env_id))
+        return await self._written(registry.disconnect_env(self.state, env_id))
 
     async def grant_tickets(self, request: TicketRequest) -> TicketGrant:
         """See Store.grant_tickets."""
-        grant = self.state.grant_tickets(request)
+        grant = tickets.grant(self.state, request)
         return await self._written(grant) if grant.tickets else grant
 
     async def renew_tickets(self, update: TicketUpdate) -> list[str]:
         """See Store.renew_tickets."""
-        return self.state.renew_tickets(update)
+        return tickets.renew(self.state, update)
 
     async def return_tickets(self, update: TicketUpdate) -> list[str]:
         """See Store.return_tickets."""
-        return await self._written(self.state.return_tickets(update))
+        return await self._written(tickets.give_back(self.state, update))
 
     async def expire_tickets(self) -> int:
         """See Store.expire_tickets."""
-        expired = self.state.expire_tickets()
+        expired = tickets.expire(self.state)
         if expired or self.state.queue_changed:
             await self._commits.written()
         return expired
@@ -166,7 +167,7 @@ class EmbeddedStore:
     async def append(self, blobs: Sequence[Blob], *, is_strict: bool = True) -> list[GroupResult]:
         """See Store.append."""
         known = self._journal.known([blob.header.group_id for blob in blobs])
-        return await self._written(self.state.append(blobs, known=known, is_strict=is_strict))
+        return await self._written(groups.append(self.state, blobs, known=known, is_strict=is_strict))
 
     async def known(self, group_ids: Sequence[str]) -> set[str]:
         """See Store.known."""
@@ -174,46 +175,46 @@ class EmbeddedStore:
 
     async def lease(self, step: int, session: int, shard: Shard = WHOLE) -> Batch | NotReady:
         """See Store.lease."""
-        groups = self.state.lease(step, session)
-        if isinstance(groups, NotReady):
-            return groups
+        batch = batches.lease(self.state, step, session)
+        if isinstance(batch, NotReady):
+            return batch
         payloads = self._payloads
         if shard.count > 1:
-            parts = shard_groups([group.n_tokens for group in groups], shard.count)
-            groups = [groups[index] for index in parts[shard.index]]
+            parts = shard_groups([group.n_tokens for group in batch], shard.count)
+            batch = [batch[index] for index in parts[shard.index]]
         await self._commits.written()
-        places = [group.place for group in groups]
+        places = [group.place for group in batch]
         is_small = sum(place.size for place in places) <= READ_IN_LOOP_BYTES
         chunks = payloads.read(places) if is_small else await asyncio.to_thread(payloads.read, places)
         return Batch(step, split(chunks, places), chunks)
 
     async def nack(self, step: int, request: NackRequest) -> NackResult:
         """See Store.nack."""
-        return await self._written(self.state.nack(step, request))
+        return await self._written(batches.nack(self.state, step, request))
 
     async def ack(self, step: int, session: int, policy_version: int | None) -> None:
         """See Store.ack."""
-        self.state.ack(step, session, policy_version)
+        batches.ack(self.state, step, session, policy_version)
         await self._commits.written()
 
     async def commit(self, step: int, session: int) -> None:
         """See Store.commit."""
-        self.state.commit(step, session)
+        batches.commit(self.state, step, session)
         await self._commits.written()
 
     async def set_policy(self, policy_version: int, session: int) -> None:
         """See Store.set_policy."""
-        self.state.set_policy(policy_version, session)
+        runs.set_policy(self.state, policy_version, session)
         await self._commits.written()
 
     async def register_server(self, server: InferenceServer) -> None:
         """See Store.register_server."""
-        self.state.register_server(server)
+        registry.register_server(self.state, server)
         await self._commits.written()
 
     async def remove_server(self, url: str) -> bool:
         """See Store.remove_server."""
-        return await self._written(self.state.remove_server(url))
+        return await self._written(registry.remove_server(self.state, url))
 
     async def status(self) -> Status:
         """See Store.status."""

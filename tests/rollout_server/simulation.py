@@ -12,7 +12,8 @@ from atroposlib.wire.layout import WIRE_VERSION, GroupHeader
 from atroposlib.wire.models import EnvRequest, RunRequest, TicketRequest, TicketUpdate
 from rollout_server.stores.base import NotReady, StoreLimits
 from rollout_server.stores.payloads import MemoryPayloads
-from rollout_server.stores.run_state import RunState
+from rollout_server.stores.run_state import batches, groups, registry, runs, tickets
+from rollout_server.stores.run_state.state import RunState
 
 
 def a_blob(group_id: str, *, version: int | None, ticket: str | None, n: int, length: int = 1, env_id: int = 0) -> Blob:
@@ -75,7 +76,7 @@ class Simulation:
         self.committed = 0
         self._open_run()
         self._register()
-        self.state.set_policy(0, self.session)
+        runs.set_policy(self.state, 0, self.session)
 
     def _open_run(self) -> None:
         request = RunRequest(
@@ -85,11 +86,11 @@ class Simulation:
             late_policy=self.late_policy,  # type: ignore[arg-type]
             num_steps=10**6,
         )
-        self.session = self.state.open_run(request).session
+        self.session = runs.open_run(self.state, request).session
         self.step = self.committed
 
     def _register(self) -> None:
-        self.env_session = self.state.register_env(EnvRequest(name="env", group_size=self.group_size)).session
+        self.env_session = registry.register_env(self.state, EnvRequest(name="env", group_size=self.group_size)).session
         self.in_flight.clear()
 
     def tick(self) -> None:
@@ -102,7 +103,7 @@ class Simulation:
         self._start()
         self._arrive()
         self._train()
-        self.state.set_policy(max(0, self.step - self.rng.randint(0, self.publish_lag)), self.session)
+        runs.set_policy(self.state, max(0, self.step - self.rng.randint(0, self.publish_lag)), self.session)
 
     def _start(self) -> None:
         request = TicketRequest(
@@ -113,7 +114,7 @@ class Simulation:
         )
         if len(self.in_flight) >= self.workers:
             return
-        for ticket in self.state.grant_tickets(request).tickets:
+        for ticket in tickets.grant(self.state, request).tickets:
             factor = self.straggler_factor if self.rng.random() < self.straggler_share else 1.0
             duration = self.rng.uniform(1, 4) * factor
             fails = self.rng.random() < self.failure_share
@@ -128,18 +129,18 @@ class Simulation:
             del self.in_flight[ticket]
             if rollout.fails:
                 update = TicketUpdate(env_id=0, session=self.env_session, tickets=[ticket], reason="rollout_error")
-                self.state.return_tickets(update)
+                tickets.give_back(self.state, update)
                 continue
             blob = a_blob(
                 rollout.group_id, version=rollout.version, ticket=ticket, n=self.group_size, length=rollout.length
             )
             self.lengths[rollout.group_id] = rollout.length
-            result = self.state.append([blob], known=set(), is_strict=True)[0]
+            result = groups.append(self.state, [blob], known=set(), is_strict=True)[0]
             if result.status == "accepted":
                 self.generated[rollout.group_id] = rollout.length
 
     def _train(self) -> None:
-        batch = self.state.lease(self.step, self.session)
+        batch = batches.lease(self.state, self.step, self.session)
         if isinstance(batch, NotReady):
             return
         assert sum(group.n_sequences for group in batch) == self.batch_size
@@ -150,10 +151,10 @@ class Simulation:
                 self.excess.append(over)
         self.trained[self.step] = [group.group_id for group in batch]
         self.step += 1
-        self.state.ack(self.step - 1, self.session, None)
+        batches.ack(self.state, self.step - 1, self.session, None)
         if self.step % 5 == 0 and self.step > self.committed:
             self.committed = self.step
-            self.state.commit(self.step, self.session)
+            batches.commit(self.state, self.step, self.session)
 
     @property
     def trained_ids(self) -> list[str]:

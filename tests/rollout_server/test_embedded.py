@@ -17,7 +17,7 @@ from rollout_server.stores import run_folder
 from rollout_server.stores.base import Batch, StoreLimits
 from rollout_server.stores.embedded import SQLiteStore
 from rollout_server.stores.run_reader import RunReader
-from rollout_server.stores.run_state import RunState
+from rollout_server.stores.run_state.state import RunState
 from rollout_server.stores.schema import open_database
 from rollout_server.stores.segments import SegmentFiles
 from tests.builders import a_group, a_run

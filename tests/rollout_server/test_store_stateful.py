@@ -27,7 +27,7 @@ from atroposlib.wire.columns import decode_groups, encode_group, read_blobs
 from atroposlib.wire.models import EnvRequest, GroupRecord, InferenceServer, NackRequest, TicketRequest, TicketUpdate
 from rollout_server.stores.base import Batch, Shard, Store
 from rollout_server.stores.embedded import EmbeddedStore
-from rollout_server.stores.run_state import RunState
+from rollout_server.stores.run_state.state import RunState
 from tests.builders import a_group, a_run
 from tests.rollout_server.conftest import Stores
 

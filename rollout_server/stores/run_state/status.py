@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from atroposlib.wire.models import EnvStatus, InferenceServerStatus, Status
-from rollout_server.stores.queue import EnvCount
-from rollout_server.stores.run_state import EnvState, RunState
+from rollout_server.stores.run_state.queue import EnvCount
+from rollout_server.stores.run_state.state import EnvState, RunState
 
 
 def status_of(state: RunState) -> Status:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from rollout_server.admission import Bound
 from rollout_server.batching import QueuedGroup
+from rollout_server.stores.changes import GroupRow
 from rollout_server.stores.payloads import Place
 
 
@@ -17,6 +19,18 @@ class StoredGroup(QueuedGroup, frozen=True):
     group_id: str
     place: Place
 
+    @classmethod
+    def of(cls, row: GroupRow, place: Place) -> Self:
+        """The group of a row, whose payload lies there."""
+        return cls(
+            row.key, row.env_id, row.n_sequences, row.n_tokens, row.oldest_version, row.order_version, row.group_id, place
+        )  # fmt: skip
+
+
+def batch_order(group: StoredGroup) -> tuple[int, int]:
+    """Sorts a batch: oldest version first, then in order of arrival."""
+    return group.order_version, group.key
+
 
 @dataclass
 class EnvCount:
@@ -24,6 +38,12 @@ class EnvCount:
 
     groups: int = 0
     sequences: int = 0
+
+
+def sequences_of(by_env: Mapping[int, EnvCount], env_id: int) -> int:
+    """What an environment has, which may be nothing yet."""
+    count = by_env.get(env_id)
+    return count.sequences if count is not None else 0
 
 
 @dataclass

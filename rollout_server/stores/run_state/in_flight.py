@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rollout_server.stores.changes import TicketRow
-from rollout_server.stores.queue import EnvCount
+from rollout_server.stores.run_state.queue import EnvCount
 
 
 @dataclass
