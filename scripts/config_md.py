@@ -119,7 +119,7 @@ def sections() -> Iterator[str]:
     )
     yield _section(
         "Environment: teaching",
-        "Environments that derive from `TeacherEnv`; the student's servers are `--student.*`, options as below",
+        "Environments that derive from `TeacherEnv`; the servers of student and reference teacher are `--student.*` and `--reference.*`, options as below",
         _model_rows(TeacherEnvConfig, BaseEnvConfig),
     )
     yield _section("Environment: chain_sum", _first_line(ChainSumConfig), _model_rows(ChainSumConfig, BaseEnvConfig))

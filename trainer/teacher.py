@@ -60,14 +60,18 @@ class TeacherGRPOTrainer(GRPOTrainer):
             )
         super().__init__(config, **options)
         self.student_server = student_server
+        self.reference_server = reference_server
         given = {
             "student_model": student_model,
             "use_reference_teacher_model": use_reference_teacher_model,
-            "reference_base_url": reference_server,
             "logging_prob": logging_prob,
         }
         self.teacher_env = _with_options(teacher_env or TeacherEnvConfig(tokenizer_name=self._tokenizer_name()), given)
         """Options of the protocol."""
+        if self.teacher_env.use_reference_teacher_model and not reference_server:
+            raise ConfigError(
+                "use_reference_teacher_model needs reference_server, the base URL of a server with the teacher before training"
+            )
 
     # The documented methods
 
@@ -99,7 +103,12 @@ class TeacherGRPOTrainer(GRPOTrainer):
             APIServerConfig(base_url=f"{url.rstrip('/')}/v1", model_name=name, server_type="vllm") for url in urls
         ]
         student = APIServerConfig(base_url=self.student_server, model_name=self.teacher_env.student_model or "default")
-        return TeacherEnv(self.teacher_env, teacher, student_server_configs=[student])
+        reference = (
+            [APIServerConfig(base_url=self.reference_server, model_name=name)] if self.reference_server else None
+        )
+        return TeacherEnv(
+            self.teacher_env, teacher, student_server_configs=[student], reference_server_configs=reference
+        )
 
     def _ask(self, call: Callable[[TeacherEnv], Awaitable[T]]) -> T:
         """One call on an environment of its own, on an event loop of its own: notebooks have one running already."""

@@ -137,6 +137,14 @@ class BaseEnv(ABC):
         """Defaults of this environment: its config and its inference servers."""
         return cls.env_config_cls(), ServerBaseline()
 
+    @classmethod
+    def server_pools(cls) -> dict[str, ServerBaseline | list[APIServerConfig] | None]:
+        """Pools of servers beside the policy's, by name, with their default servers; None: from flags or a file.
+
+        A pool NAME has flags `--NAME.*` and a section of the YAML file; a constructor gets it as NAME_server_configs.
+        """
+        return {}
+
     async def setup(self) -> None:
         """Load data; called once before anything else."""
         return

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
-from typing import Any, ClassVar, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import Field
 
 from atroposlib.envs.base import BaseEnv, BaseEnvConfig
-from atroposlib.envs.command_line.server_choice import resolve_servers
+from atroposlib.envs.command_line.server_choice import Servers, resolve_servers
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig, ServerBaseline
 from atroposlib.envs.server_handling.server_manager import ServerManager
+from atroposlib.envs.server_pools import handed_over
 from atroposlib.envs.serving.delivery import drop_reason
 from atroposlib.envs.serving.sending import as_groups
 from atroposlib.envs.tokenizers import load_tokenizer
@@ -25,12 +24,6 @@ from atroposlib.wire.layout import PADDING_LOGPROB
 log = logging.getLogger(__name__)
 
 # T: tokens of a sequence, K: candidates of a token
-
-TeacherServers: TypeAlias = ServerBaseline | APIServerConfig | list[APIServerConfig]
-E = TypeVar("E", bound=BaseEnv)
-
-_handed_over: ContextVar[TeacherServers | None] = ContextVar("teacher_server_configs", default=None)
-"""Teacher servers for the environment that build_env is constructing."""
 
 
 class TeacherConfigError(ConfigError, ValueError):
@@ -70,11 +63,11 @@ class TeacherDistillationEnv(BaseEnv):
         self,
         config: TeacherDistillationConfig,
         server_configs: ServerBaseline | list[APIServerConfig],
-        teacher_server_configs: TeacherServers | bool | None = None,
+        teacher_server_configs: Servers | bool | None = None,
         slurm: bool = False,
         testing: bool = False,
     ) -> None:
-        given: TeacherServers | None = _handed_over.get()
+        given = handed_over(self.teacher_namespace)
         if isinstance(teacher_server_configs, bool):
             slurm, testing = teacher_server_configs, slurm or testing
         elif teacher_server_configs is not None:
@@ -91,7 +84,12 @@ class TeacherDistillationEnv(BaseEnv):
     # What an author overrides
 
     @classmethod
-    def teacher_config_init(cls) -> TeacherServers | None:
+    def server_pools(cls) -> dict[str, Servers | None]:
+        """The teacher's, beside those of a class that this one is combined with."""
+        return {**super().server_pools(), cls.teacher_namespace: cls.teacher_config_init()}
+
+    @classmethod
+    def teacher_config_init(cls) -> Servers | None:
         """Default servers of the teacher; None: they come from flags or a file."""
         return None
 
@@ -181,7 +179,7 @@ class TeacherDistillationEnv(BaseEnv):
         """-1: off. The config of a class that was combined with this one may have no teacher fields."""
         return int(self.config.teacher_top_k) if getattr(self.config, "teacher_enabled", False) else -1
 
-    def _make_teacher_server(self, configs: TeacherServers | None, *, testing: bool) -> ServerManager:
+    def _make_teacher_server(self, configs: Servers | None, *, testing: bool) -> ServerManager:
         if not configs:
             raise TeacherConfigError(
                 "teacher_enabled=True needs a teacher server: give --teacher.base_url, a section teacher: in the YAML "
@@ -212,40 +210,15 @@ class TeacherDistillationEnv(BaseEnv):
     @classmethod
     def _resolve_teacher_server_configs(
         cls,
-        default_teacher_server_configs: TeacherServers | None,
+        default_teacher_server_configs: Servers | None,
         yaml_config: Mapping[str, Any],
         cli_passed_flags: Mapping[str, Any],
-    ) -> TeacherServers | None:
+    ) -> Servers | None:
         """Flags over the file's teacher section over the default, by the rules of --openai.*."""
         prefix = f"{cls.teacher_namespace}."
         flags = {key.removeprefix(prefix): value for key, value in cli_passed_flags.items() if key.startswith(prefix)}
         default = cast(Any, default_teacher_server_configs)
         return resolve_servers(default, yaml_config.get(cls.teacher_namespace), flags, namespace=cls.teacher_namespace)
-
-
-def build_env(
-    env_cls: type[E],
-    config: BaseEnvConfig,
-    servers: ServerBaseline | list[APIServerConfig],
-    teacher_servers: TeacherServers | None = None,
-    *,
-    slurm: bool = False,
-    testing: bool = False,
-) -> E:
-    """Construct an environment and hand it its second pool of servers, whatever the arguments of its constructor.
-
-    The command line calls this for classes that have a teacher_namespace. A constructor that names
-    NAMESPACE_server_configs gets it; for any other the teacher reaches TeacherDistillationEnv beside the arguments.
-    """
-    keywords: dict[str, Any] = {"slurm": slurm, "testing": testing}
-    keyword = f"{getattr(env_cls, 'teacher_namespace', 'teacher')}_server_configs"
-    if keyword in inspect.signature(env_cls).parameters:
-        keywords[keyword] = teacher_servers
-    before = _handed_over.set(teacher_servers)
-    try:
-        return env_cls(config, servers, **keywords)
-    finally:
-        _handed_over.reset(before)
 
 
 def _padded(rows: Sequence[Sequence[Any]], width: int, filler: float) -> list[list[Any]]:

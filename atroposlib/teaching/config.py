@@ -38,12 +38,9 @@ class TeacherEnvConfig(BaseEnvConfig):
         default=None, description="Counts the student's tokens where its server does not; None: words are counted then."
     )
     use_reference_teacher_model: bool = Field(
-        default=False, description="Pay what a guidance is better than one of the reference teacher."
+        default=False,
+        description="Pay what a guidance is better than one of the reference teacher, the policy before training, at --reference.base_url.",
     )
-    reference_base_url: str | None = Field(
-        default=None, description="Server of the reference teacher: the policy before training, which gets no weights."
-    )
-    reference_model_name: str = Field(default="default", description="Model name sent to reference_base_url.")
 
     max_prompt_length: int = Field(
         default=2048, ge=1, description="Tokens of the teacher's prompt; an item whose prompt is longer is passed over."
@@ -145,8 +142,6 @@ class TeacherEnvConfig(BaseEnvConfig):
             raise ValueError("teaching_reward_mode=rim needs judges: give rim, e.g. {models: {small_model: ...}}")
         if self.capability_estimator == "judge" and self.rim is None:
             raise ValueError("capability_estimator=judge needs judges: give rim, e.g. {models: {small_model: ...}}")
-        if self.use_reference_teacher_model and not self.reference_base_url:
-            raise ValueError("use_reference_teacher_model needs reference_base_url, a server that gets no weights")
         if self.student_samples_per_guidance < self.min_student_samples:
             raise ValueError(
                 f"min_student_samples={self.min_student_samples} is more than "

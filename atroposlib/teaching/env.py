@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 from atroposlib.data.load import load_splits
 from atroposlib.envs.base import BaseEnv
+from atroposlib.envs.command_line.server_choice import Servers
 from atroposlib.envs.server_handling.managed_server import SequenceNode
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig, ServerBaseline
-from atroposlib.envs.teacher_distillation_env import TeacherServers
+from atroposlib.envs.server_pools import handed_over
 from atroposlib.errors import ConfigError, RolloutError, infrastructure_error
 from atroposlib.rim.reward import RIMReward
 from atroposlib.teaching import pools
@@ -42,18 +43,17 @@ log = logging.getLogger(__name__)
 class TeacherEnv(BaseEnv):
     """Two passes over each problem: a probe of the student, then guidance by the policy and the student's attempts with it.
 
-    The policy's servers (`--openai.*`) teach and are trained. The student's (`--student.*`) never get weights; text is
-    enough there.
+    The policy's servers (`--openai.*`) teach and are trained. The student's (`--student.*`) and the reference
+    teacher's (`--reference.*`) never get weights; text is enough there.
 
     Args:
-        student_server_configs: servers of the student, from the command line; None: those of student_config_init.
+        student_server_configs: servers of the student; None: those of the command line, else of student_config_init.
+        reference_server_configs: servers of the reference teacher, asked with use_reference_teacher_model; None: as above.
     Raises:
         ConfigError: no student, no tokenizer, a template without its variables, or a reference teacher without a server.
     """
 
     env_config_cls: ClassVar[type[TeacherEnvConfig]] = TeacherEnvConfig
-    teacher_namespace: ClassVar[str] = "student"
-    """Section of the YAML file and prefix of the flags of the second pool, under the name that the command line looks for."""
 
     def __init__(
         self,
@@ -62,16 +62,18 @@ class TeacherEnv(BaseEnv):
         slurm: bool = False,
         testing: bool = False,
         *,
-        student_server_configs: TeacherServers | None = None,
+        student_server_configs: Servers | None = None,
+        reference_server_configs: Servers | None = None,
     ) -> None:
         super().__init__(config, server_configs, slurm, testing)
         if self.tokenizer is None:
             raise ConfigError("the teacher is asked by token ids: set tokenizer_name to the policy's tokenizer")
-        given = student_server_configs or self.student_config_init()
-        self.student = pools.student_of(config, given, testing=testing)
-        pools.warn_of_a_shared_server(self.server, self.student.server)
-        self.reference = pools.reference_of(config)
+        student_at = student_server_configs or handed_over("student") or self.student_config_init()
+        self.student = pools.student_of(config, student_at, testing=testing)
+        reference_at = reference_server_configs or handed_over("reference")
+        self.reference = pools.reference_of(config, reference_at, self.reference_config_init(), testing=testing)
         """The teacher that use_reference_teacher_model compares with."""
+        pools.warn_of_shared_servers(self.server, self.student, self.reference)
         self.rim = RIMReward(config.rim) if config.rim is not None else None
         self._approach_judge = pools.approach_judge_of(config)
         cache = BaselineCache(config.run_dir / BASELINES if config.run_dir is not None else None)
@@ -91,14 +93,20 @@ class TeacherEnv(BaseEnv):
     # What an author overrides
 
     @classmethod
-    def student_config_init(cls) -> TeacherServers | None:
+    def student_config_init(cls) -> Servers | None:
         """Default servers of the student; None: they come from flags or a file."""
         return None
 
     @classmethod
-    def teacher_config_init(cls) -> TeacherServers | None:
-        """The second pool, under the name that the command line looks for."""
-        return cls.student_config_init()
+    def reference_config_init(cls) -> Servers | None:
+        """Default servers of the reference teacher; None: they come from flags or a file."""
+        return None
+
+    @classmethod
+    def server_pools(cls) -> dict[str, Servers | None]:
+        """The student's and the reference teacher's, beside those of a class that this one is combined with."""
+        own = {"student": cls.student_config_init(), "reference": cls.reference_config_init()}
+        return {**super().server_pools(), **own}
 
     async def load_items(self) -> tuple[list[TeachingItem], list[TeachingItem]]:
         """Training items and held-out ones: those of config.data."""
@@ -115,7 +123,7 @@ class TeacherEnv(BaseEnv):
         self.items = shuffled_forever(train, self.config.seed)
         await check_served(self.student, option="--student.model_name")
         if self.reference is not None:
-            await check_served(self.reference, option="reference_model_name")
+            await check_served(self.reference, option="--reference.model_name")
         if self.rim is not None and self.config.teaching_reward_mode == "rim":
             await self.rim.self_test()
         if self._approach_judge is not None and self.config.capability_estimator == "judge":

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from atroposlib.envs.server_handling.server_baseline import APIServerConfig
+from atroposlib.envs.command_line.server_choice import Servers
 from atroposlib.envs.server_handling.server_manager import ServerManager
-from atroposlib.envs.teacher_distillation_env import TeacherServers
 from atroposlib.envs.tokenizers import load_tokenizer
 from atroposlib.errors import ConfigError
 from atroposlib.rim.reward import RIMReward
@@ -18,7 +17,7 @@ from atroposlib.teaching.scoring import DIAGNOSTIC
 log = logging.getLogger(__name__)
 
 
-def student_of(config: TeacherEnvConfig, servers: TeacherServers | None, *, testing: bool) -> FrozenModel:
+def student_of(config: TeacherEnvConfig, servers: Servers | None, *, testing: bool) -> FrozenModel:
     """The student behind its servers.
 
     Raises:
@@ -29,34 +28,53 @@ def student_of(config: TeacherEnvConfig, servers: TeacherServers | None, *, test
             "the teacher protocol needs a student, a model that gets no weights: give --student.base_url, a section "
             "student: in the YAML file, or override student_config_init"
         )
-    listed = [servers] if isinstance(servers, APIServerConfig) else servers or []
     name = config.student_tokenizer_name_or_path
     return FrozenModel(
-        ServerManager(listed, testing=testing),
+        ServerManager(servers or [], testing=testing),
         role="student",
         failed=StudentFailedError,
         tokenizer=load_tokenizer(name) if name else None,
     )
 
 
-def warn_of_a_shared_server(policy: ServerManager, student: ServerManager) -> None:
-    """Say so where the student is asked at an address of the policy's, as one server for a trial run is."""
-    taught = {server.config.root_url for server in policy.servers} - {""}
-    shared = sorted(taught & {server.config.root_url for server in student.servers})
-    if shared:
-        log.warning(
-            "the student is asked at %s, which is the policy's server: with every update of the weights it is another student, "
-            "and its kept baselines are wrong; give it a server of its own for training",
-            ", ".join(shared),
-        )
+def reference_of(
+    config: TeacherEnvConfig, given: Servers | None, default: Servers | None, *, testing: bool
+) -> FrozenModel | None:
+    """The reference teacher behind the given servers, else those by default; None where it is not used.
 
-
-def reference_of(config: TeacherEnvConfig) -> FrozenModel | None:
-    """The reference teacher; None where it is not used."""
+    Raises:
+        ConfigError: it is used, and has no server.
+    """
+    servers = given or default
     if not config.use_reference_teacher_model:
+        # A default is for whoever switches it on; other servers were meant to be asked.
+        if servers != default:
+            log.warning(
+                "the reference teacher's servers are not asked: set use_reference_teacher_model to compare with it"
+            )
         return None
-    server = APIServerConfig(base_url=config.reference_base_url, model_name=config.reference_model_name)
-    return FrozenModel(ServerManager([server]), role="reference teacher", failed=TeacherFailedError)
+    if not servers and not testing:
+        raise ConfigError(
+            "use_reference_teacher_model needs a server of the teacher before training, which gets no weights: give "
+            "--reference.base_url, a section reference: in the YAML file, or override reference_config_init"
+        )
+    return FrozenModel(
+        ServerManager(servers or [], testing=testing), role="reference teacher", failed=TeacherFailedError
+    )
+
+
+def warn_of_shared_servers(policy: ServerManager, *frozen: FrozenModel | None) -> None:
+    """Say so where a frozen model is asked at an address of the policy's, as one server for a trial run is."""
+    taught = {server.config.root_url for server in policy.servers} - {""}
+    for model in filter(None, frozen):
+        shared = sorted(taught & {server.config.root_url for server in model.server.servers})
+        if shared:
+            log.warning(
+                "the %s is asked at %s, which is the policy's server: with every update of the weights it is another model, "
+                "and what is kept of it or compared with it is wrong; give it a server of its own for training",
+                model.role,
+                ", ".join(shared),
+            )
 
 
 def approach_judge_of(config: TeacherEnvConfig) -> RIMReward | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from atroposlib.envs.base import BaseEnv
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
-from atroposlib.envs.teacher_distillation_env import build_env
+from atroposlib.envs.server_pools import build_env, pools_of
 from atroposlib.testing.env_loading import load_env_class
 from atroposlib.testing.findings import CheckReport, EnvCheckError, Finding
 from atroposlib.testing.group_checks import Expected, check_group, completions_differ, scores_differ
@@ -143,10 +143,8 @@ class _Check:
 
     def _new_env(self) -> BaseEnv:
         servers = self._servers(self._own_servers)
-        if not hasattr(self.env_cls, "teacher_namespace"):
-            return self.env_cls(self._config, servers)
-        teacher = self._servers([APIServerConfig(tokenizer_name=self._config.tokenizer_name or "none", timeout=5)])
-        return build_env(self.env_cls, self._config, servers, teacher)
+        pool = self._servers([APIServerConfig(tokenizer_name=self._config.tokenizer_name or "none", timeout=5)])
+        return build_env(self.env_cls, self._config, servers, dict.fromkeys(pools_of(self.env_cls), pool))
 
     def _overrides(self, config: Any) -> dict[str, Any]:
         quiet = {

@@ -189,7 +189,7 @@ OWNED = [
     Elsewhere(94, "efficiency_weight", TeacherEnvConfig, 1.0, 0.3, -1, "greater than or equal to 0"),
     Elsewhere(95, "logging_prob", TeacherEnvConfig, 0.1, 0.0, 2, "less than or equal to 1"),
     Elsewhere(96, "student_model", TeacherEnvConfig, None, "Qwen/Qwen3-4B", 3, "valid string"),
-    Elsewhere(97, "use_reference_teacher_model", TeacherEnvConfig, False, False, True, "needs reference_base_url"),
+    Elsewhere(97, "use_reference_teacher_model", TeacherEnvConfig, False, True, "x", "valid boolean"),
     Elsewhere(98, "trainer_args", TeacherEnvConfig, {}, {"max_probe_tokens": 50}, {"max_probe_tokens": 50}, "with two values",
               {"max_probe_tokens": 51}),
     Elsewhere(103, "reward_log_name", RIMConfig, "interpretation_teaching", "a_b", "a b", "should match pattern", RIM),

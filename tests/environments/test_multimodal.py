@@ -54,7 +54,7 @@ def squares(data: bytes) -> Counter[str]:
     names = {colour: name for name, colour in COLOURS.items()}
     rows, middle = pixels(data), SQUARE_PX // 2
     seen = [rows[y * CELL_PX + middle][x * CELL_PX + middle] for y in range(CELLS) for x in range(CELLS)]
-    return Counter(names[pixel] for pixel in seen if pixel in names)  # type: ignore[index]
+    return Counter(names[pixel] for pixel in seen if pixel in names)
 
 
 def look_and_count(prompt: Prompt) -> str:

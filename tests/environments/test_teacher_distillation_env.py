@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from atroposlib.envs.base import APIServerConfig, BaseEnv
-from atroposlib.envs.teacher_distillation_env import build_env
+from atroposlib.envs.server_pools import build_env
 from atroposlib.testing.mock.generation import prompt_logprobs
 from atroposlib.testing.mock_inference import MockInferenceServer
 from atroposlib.type_definitions import MASKED
@@ -38,10 +38,10 @@ class TeacherStand(Stand):
         config, _ = self.env_cls.config_init()
         config = type(config).model_validate({**config.model_dump(), **self.settings, **settings})
         policy_at, teacher_at = (
-            [APIServerConfig(base_url=url, server_type="vllm", tokenizer_name=config.tokenizer_name, timeout=1)]
+            [APIServerConfig(base_url=url, server_type="vllm", tokenizer_name=str(config.tokenizer_name), timeout=1)]
             for url in (policy.url, teacher.url)
         )
-        env = build_env(self.env_cls, config, policy_at, teacher_at)
+        env = build_env(self.env_cls, config, policy_at, {"teacher": teacher_at})
         stack.push_async_callback(env.aclose)
         return env
 

@@ -18,7 +18,8 @@ from atroposlib.envs.command_line.commands import command_class
 from atroposlib.envs.command_line.launching import build, mode_defaults
 from atroposlib.envs.command_line.options import UsageError, resolve
 from atroposlib.envs.server_handling.server_manager import server_list
-from atroposlib.errors import AtroposError
+from atroposlib.envs.server_pools import handed_over
+from atroposlib.errors import AtroposError, ConfigError
 from tests.envs.fakes import a_scored_group
 
 
@@ -342,10 +343,10 @@ def test_teacher_flags_belong_to_teacher_environments(tmp_path: Path) -> None:
 
     resolved = resolve(TeacherTask, argv, mode_defaults={})
 
-    [teacher] = server_list(resolved.teacher)  # type: ignore[arg-type]
+    [teacher] = server_list(resolved.pools["teacher"])  # type: ignore[arg-type]
     assert (teacher.model_name, teacher.base_url, teacher.timeout) == ("big", "http://t:1/v1", 9)
     assert yaml.safe_load(resolved.as_yaml())["teacher"][0]["model_name"] == "big"
-    assert resolve(TeacherTask, [], mode_defaults={}).teacher is None
+    assert resolve(TeacherTask, [], mode_defaults={}).pools == {"teacher": None}
     with pytest.raises(UsageError, match=r"unknown option --teacher\.base_url"):
         resolve(TaskEnv, ["--teacher.base_url", "x"], mode_defaults={})
 
@@ -359,6 +360,63 @@ def test_the_teacher_servers_reach_the_constructor() -> None:
     env: Any = build(Pupil, resolve(Pupil, ["--teacher.base_url", "http://t:1/v1"], mode_defaults={}))
 
     assert [server.base_url for server in env.teacher] == ["http://t:1/v1"]
+
+
+class PooledTask(TaskEnv):
+    """With two further pools, one of which has a default."""
+
+    @classmethod
+    def server_pools(cls) -> dict[str, Any]:
+        return {"judge": None, "critic": [APIServerConfig(base_url="http://c:1/v1", model_name="c", timeout=7)]}
+
+
+def test_each_pool_of_an_environment_has_flags_and_a_section(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("judge: {model_name: j, base_url: 'http://j:1/v1'}\n")
+
+    resolved = resolve(PooledTask, ["--config", str(tmp_path / "p.yaml"), "--critic.model_name", "d"], mode_defaults={})
+
+    assert resolved.warnings == ()
+    shown = yaml.safe_load(resolved.as_yaml())
+    found = {
+        name: [(server["base_url"], server["model_name"]) for server in shown[name]] for name in ("judge", "critic")
+    }
+    assert found == {"judge": [("http://j:1/v1", "j")], "critic": [("http://c:1/v1", "d")]}
+    assert shown["critic"][0]["timeout"] == 7
+    (tmp_path / "again.yaml").write_text(resolved.as_yaml())
+    again = resolve(PooledTask, ["--config", str(tmp_path / "again.yaml")], mode_defaults={})
+    assert again.as_yaml() == resolved.as_yaml()
+    unnamed = resolve(PooledTask, [], mode_defaults={})
+    assert unnamed.pools["judge"] is None
+    assert "judge" not in yaml.safe_load(unnamed.as_yaml())
+
+
+def test_each_pool_reaches_the_constructor_under_its_name() -> None:
+    class Judged(PooledTask):
+        def __init__(self, *arguments: Any, judge_server_configs: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            self.judge, self.critic = judge_server_configs, handed_over("critic")
+
+    env: Any = build(Judged, resolve(Judged, ["--judge.base_url", "http://j:1/v1"], mode_defaults={}))
+
+    assert ([one.base_url for one in env.judge], [one.model_name for one in env.critic]) == (["http://j:1/v1"], ["c"])
+    assert handed_over("critic") is None, "only while it is constructed"
+
+
+def test_help_shows_each_pool(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(PooledTask, ["serve", "--help"])
+
+    text = capsys.readouterr().out
+    assert "judge server options:" in text
+    assert "  --critic.model_name str\n" in text
+    assert "sections env:, openai:, judge:, critic:," in text
+
+
+def test_a_pool_cannot_take_the_policy_s_name() -> None:
+    taken = type("Taken", (TaskEnv,), {"server_pools": classmethod(lambda cls: {"openai": None})})
+
+    with pytest.raises(ConfigError, match=r"Taken\.server_pools names 'openai', and --openai\.\* is taken"):
+        resolve(taken, [], mode_defaults={})
 
 
 class OwnCommand(BaseModel):

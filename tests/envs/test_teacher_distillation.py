@@ -11,12 +11,9 @@ import pytest
 
 from atroposlib.envs import teacher_distillation_env
 from atroposlib.envs.base import APIServerConfig, BaseEnv, BaseEnvConfig, ServerBaseline
+from atroposlib.envs.server_pools import build_env
 from atroposlib.envs.serving.delivery import wire_group
-from atroposlib.envs.teacher_distillation_env import (
-    TeacherDistillationConfig,
-    TeacherDistillationEnv,
-    build_env,
-)
+from atroposlib.envs.teacher_distillation_env import TeacherDistillationConfig, TeacherDistillationEnv
 from atroposlib.errors import ConfigError
 from atroposlib.testing import MockInferenceServer
 from atroposlib.type_definitions import ScoredDataGroup
@@ -73,7 +70,7 @@ def at(url: str, tokenizer_name: str, **options: Any) -> list[APIServerConfig]:
 
 @pytest.fixture
 async def env(config: TeacherDistillationConfig, teacher: MockInferenceServer) -> AsyncIterator[Mixed]:
-    env = build_env(Mixed, config, POLICY, at(teacher.url, config.tokenizer_name or ""))
+    env = build_env(Mixed, config, POLICY, {"teacher": at(teacher.url, config.tokenizer_name or "")})
     yield env
     await env.aclose()
 
@@ -84,7 +81,7 @@ async def env(config: TeacherDistillationConfig, teacher: MockInferenceServer) -
 def test_a_class_that_was_combined_is_constructed_with_its_teacher(config: TeacherDistillationConfig) -> None:
     servers = at("http://127.0.0.1:2/v1", config.tokenizer_name or "")
 
-    env = build_env(Mixed, config, POLICY, servers, slurm=False, testing=False)
+    env = build_env(Mixed, config, POLICY, {"teacher": servers}, slurm=False, testing=False)
 
     assert env.teacher_server is not None
     assert [server.config.base_url for server in env.teacher_server.servers] == ["http://127.0.0.1:2/v1"]
@@ -92,7 +89,7 @@ def test_a_class_that_was_combined_is_constructed_with_its_teacher(config: Teach
 
 
 def test_the_teacher_is_handed_to_one_environment_only(config: TeacherDistillationConfig) -> None:
-    build_env(Mixed, config, POLICY, at("http://127.0.0.1:2/v1", config.tokenizer_name or ""))
+    build_env(Mixed, config, POLICY, {"teacher": at("http://127.0.0.1:2/v1", config.tokenizer_name or "")})
 
     with pytest.raises(ValueError, match=r"--teacher\.base_url"):
         Mixed(config, POLICY, False, False)
@@ -104,7 +101,7 @@ def test_the_third_argument_is_the_teacher(config: TeacherDistillationConfig, is
 
     envs = [
         Direct(config, POLICY, [server] if is_list else server, False, False),
-        build_env(Direct, config, POLICY, [server] if is_list else server),
+        build_env(Direct, config, POLICY, {"teacher": [server] if is_list else server}),
     ]
 
     for env in envs:
@@ -164,9 +161,10 @@ def test_a_vocabulary_other_than_the_policy_s_is_refused(
     other.add_tokens(["extra"])
     other.save_pretrained(tmp_path / "other")
 
-    assert build_env(Direct, config, POLICY, at("http://127.0.0.1:2/v1", str(tmp_path / "same"))).teacher_server
+    same, other = ({"teacher": at("http://127.0.0.1:2/v1", str(tmp_path / name))} for name in ("same", "other"))
+    assert build_env(Direct, config, POLICY, same).teacher_server
     with pytest.raises(ValueError, match=r"another vocabulary.*--teacher\.tokenizer_name"):
-        build_env(Direct, config, POLICY, at("http://127.0.0.1:2/v1", str(tmp_path / "other")))
+        build_env(Direct, config, POLICY, other)
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_the_teacher_s_model_name_by_default(
@@ -178,7 +176,7 @@ def test_a_tokenizer_that_cannot_be_loaded_is_the_teacher_s_model_name_by_defaul
     monkeypatch.setattr(teacher_distillation_env, "load_tokenizer", load)
 
     with pytest.raises(ValueError, match=r"'some-model'; set --teacher\.tokenizer_name"):
-        build_env(Direct, config, POLICY, at("http://127.0.0.1:2/v1", "none", model_name="some-model"))
+        build_env(Direct, config, POLICY, {"teacher": at("http://127.0.0.1:2/v1", "none", model_name="some-model")})
 
 
 @pytest.mark.parametrize(
@@ -313,7 +311,7 @@ async def test_the_teacher_s_connections_are_closed_too(env: Mixed, monkeypatch:
 def test_a_server_baseline_stands_for_the_usual_ports(config: TeacherDistillationConfig) -> None:
     servers = ServerBaseline(server_type="vllm", tokenizer_name=config.tokenizer_name or "")
 
-    env = build_env(Direct, config, POLICY, servers)
+    env = build_env(Direct, config, POLICY, {"teacher": servers})
 
     assert env.teacher_server is not None
     assert len(env.teacher_server.servers) == 4

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from atroposlib.envs.command_line.options import resolve
+from atroposlib.envs.server_handling.server_manager import server_list
 from atroposlib.launch.commands import Plan
 from atroposlib.launch.config import UpConfig
 from atroposlib.launch.run_folder import RunFolder
+from atroposlib.teaching.env import TeacherEnv
 
 
 def plan_of(folder: Path, **changes: Any) -> Plan:
@@ -58,6 +61,25 @@ def test_each_engine_has_its_own_environment_over_the_shared_one(tmp_path: Path)
 
     assert (policy["CUDA_VISIBLE_DEVICES"], student["CUDA_VISIBLE_DEVICES"]) == ("0", "1")
     assert policy["NCCL_DEBUG"] == student["NCCL_DEBUG"] == "WARN"
+
+
+def test_an_environment_is_told_where_every_server_is_that_it_names(tmp_path: Path) -> None:
+    """As flags that a teaching environment knows."""
+    plan = plan_of(
+        tmp_path,
+        frozen={
+            "student": {"model": "m/small"},
+            "reference": {"url": "http://h:7/v1", "served_model_name": "old"},
+        },
+        environments=[{"command": "x.py", "servers": ["student", "reference"]}],
+    )
+
+    _, *argv = plan.environment(plan.config.environments[0]).argv
+    flags = argv[argv.index("serve") + 1 :]
+    known = resolve(TeacherEnv, flags, mode_defaults={}).pools
+
+    asked = {name: [(one.base_url, one.model_name) for one in server_list(known[name] or [])] for name in known}
+    assert asked == {"student": [("http://127.0.0.1:9002/v1", "small")], "reference": [("http://h:7/v1", "old")]}
 
 
 def test_only_the_policys_server_gets_weights(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,6 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from atroposlib.launch import inference
 from atroposlib.launch.inference import (
     InferenceConfig,
     InferenceStartError,
@@ -45,7 +45,7 @@ def test_the_command_serves_the_model_with_the_rl_routes_open() -> None:
 
 
 def test_on_a_cpu_the_engine_shares_the_cores_with_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference.os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
 
     argv, env = vllm_command(InferenceConfig(model="smol", kv_cache_gib=2), has_gpu=False)
 
@@ -66,7 +66,7 @@ def test_on_a_gpu_none_of_the_cpu_settings_appear() -> None:
 
 
 def test_intels_openmp_is_preloaded_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(inference.sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
     assert "LD_PRELOAD" not in vllm_command(InferenceConfig(model="smol"), has_gpu=False)[1]
 
     library = tmp_path / "lib" / "libiomp5.so"

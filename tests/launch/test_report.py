@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from atroposlib.launch.summary import summarise
 pytest.importorskip("matplotlib")
 
 
-def lines(*items: dict[str, object]) -> str:
+def lines(*items: Mapping[str, object]) -> str:
     return "".join(json.dumps(item) + "\n" for item in items)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from atroposlib.launch.alarm_periods import AlarmPeriod, alarm_periods
@@ -17,7 +19,7 @@ pytest.importorskip("matplotlib")
 
 
 def test_a_period_is_from_start_to_end() -> None:
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"step": 0},
         {"step": 1, "alarm/ess_low": 1.0},
         {"step": 2},
@@ -71,4 +73,4 @@ def test_every_chart_is_drawn_from_figures_and_without_any(tmp_path: Path) -> No
     assert {panel.title for panel in PANELS} - drawn == {"Held-out reward"}
     assert [axes for axes in empty if axes.has_data()] == []
     (speed,) = (axes for axes in full if axes.get_title("left") == "Trained tokens")
-    assert [line.get_ydata()[0] for line in speed.lines] == [50.0, 100.0]
+    assert [np.asarray(line.get_ydata())[0] for line in speed.lines] == [50.0, 100.0]

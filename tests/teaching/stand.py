@@ -83,9 +83,13 @@ class TeachingStand:
                 await stack.enter_async_context(server)
             policy_at = [APIServerConfig(base_url=self.teacher.url, server_type="vllm", timeout=self.timeout_s)]
             student_at = [APIServerConfig(base_url=self.student.url, model_name="student", timeout=self.timeout_s)]
-            if settings.get("use_reference_teacher_model"):
-                settings["reference_base_url"] = self.reference.url
-            env = TeacherEnv(self.config(**settings), policy_at, student_server_configs=student_at)
+            is_compared = settings.get("use_reference_teacher_model", False)
+            env = TeacherEnv(
+                self.config(**settings),
+                policy_at,
+                student_server_configs=student_at,
+                reference_server_configs=[APIServerConfig(base_url=self.reference.url)] if is_compared else None,
+            )
             stack.push_async_callback(env.aclose)
             yield env
 

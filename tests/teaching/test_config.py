@@ -53,7 +53,6 @@ def test_the_nested_spelling_is_taken() -> None:
         ({"max_guidance_tokens": 9}, "max_guidance_tokens"),
         ({"teaching_reward_mode": "rim"}, "needs judges"),
         ({"capability_estimator": "judge"}, "needs judges"),
-        ({"use_reference_teacher_model": True}, "needs reference_base_url"),
         ({"min_student_samples": 2}, "student_samples_per_guidance=1"),
         (
             {"min_student_samples": 2, "student_samples_per_guidance": 2, "num_baseline_samples": 1},

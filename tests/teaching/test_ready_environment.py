@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from atroposlib.envs.base import APIServerConfig, BaseEnv
-from atroposlib.envs.teacher_distillation_env import build_env
+from atroposlib.envs.server_pools import build_env
 from atroposlib.testing import check_env
 from atroposlib.testing.mock.policies import Prompt, PromptFunction
 from atroposlib.testing.mock_inference import MockInferenceServer, in_thread
@@ -50,7 +50,7 @@ class TeachingStand(Stand):
         config, _ = self.env_cls.config_init()
         config = type(config).model_validate({**config.model_dump(), **self.settings, **settings})
         policy_at = [APIServerConfig(base_url=self.mock.url, server_type="vllm")]
-        env = build_env(self.env_cls, config, policy_at, [APIServerConfig(base_url=self.student.url)])
+        env = build_env(self.env_cls, config, policy_at, {"student": [APIServerConfig(base_url=self.student.url)]})
         stack.push_async_callback(env.aclose)
         return env
 

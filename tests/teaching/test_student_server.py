@@ -59,7 +59,7 @@ async def test_a_reference_that_is_not_served_is_named_at_the_start(
 
     monkeypatch.setattr(stand.reference, "_answer", unknown)
     async with stand.env(data=a_data_set(tmp_path).model_dump(), use_reference_teacher_model=True) as env:
-        with pytest.raises(ConfigError, match=r"the reference teacher cannot be asked .*set reference_model_name"):
+        with pytest.raises(ConfigError, match=r"the reference teacher cannot be asked .*set --reference\.model_name"):
             await env.setup()
 
 

@@ -735,18 +735,6 @@ async def test_without_a_tokenizer_it_does_not_start(stand: TeachingStand) -> No
             pass
 
 
-async def test_a_student_on_the_policy_s_server_is_warned_of(
-    stand: TeachingStand, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with stand.env():
-        assert "policy's server" not in caplog.text
-    at = [APIServerConfig(base_url="http://127.0.0.1:1/v1", server_type="vllm")]
-    env = TeacherEnv(stand.config(), at, student_server_configs=at)
-    await env.aclose()
-
-    assert "policy's server" in caplog.text
-
-
 async def test_additive_rewards_are_warned_of(stand: TeachingStand, caplog: pytest.LogCaptureFixture) -> None:
     async with stand.env(teaching_reward_mode="additive"):
         assert "not to train" in caplog.text

@@ -93,13 +93,33 @@ def test_options_reach_the_protocol(tmp_path: Path, tokenizer_name: str) -> None
     assert trainer.compute_teaching_reward(0.8, 0.6, 120) == pytest.approx(-0.6)
 
 
+async def test_the_reference_is_asked_at_its_server(
+    tmp_path: Path, tokenizer_name: str, teacher: MockInferenceServer, student: MockInferenceServer
+) -> None:
+    trainer = a_trainer(
+        tmp_path,
+        tokenizer_name,
+        urls=[teacher.root_url],
+        student_server=student.url,
+        use_reference_teacher_model=True,
+        reference_server="http://localhost:1/v1",
+    )
+    env = trainer.make_env()
+    await env.aclose()
+
+    assert env.reference is not None
+    [server] = env.reference.server.servers
+    assert server.config.base_url == "http://localhost:1/v1"
+    assert env.reference.model_names == [trainer.args.model_name_or_path]
+
+
 def test_a_model_in_memory_is_no_student(tmp_path: Path, tokenizer_name: str) -> None:
     with pytest.raises(ConfigError, match="expected a name"):
         a_trainer(tmp_path, tokenizer_name, student_model=tiny_llama())
 
 
 def test_a_reference_teacher_needs_a_server(tmp_path: Path, tokenizer_name: str) -> None:
-    with pytest.raises(ConfigError, match="needs reference_base_url"):
+    with pytest.raises(ConfigError, match="needs reference_server"):
         a_trainer(tmp_path, tokenizer_name, use_reference_teacher_model=True)
 
 

@@ -53,10 +53,11 @@ def help_text(script: str, summary: str, modes: Mapping[str, str], defaults: Def
         "",
         "inference server options:",
         *_option_lines(_shown_server(defaults.servers), OPENAI_NAMESPACE + NAMESPACE_SEP),
-        *_teacher_lines(defaults),
+        *_pool_lines(defaults),
         "",
         "Values: --name value or --name=value; lists take several words; None means absent. Flags win over --config FILE,",
-        "the file over the environment's own defaults. The file has sections env: and openai:, see --dry-run.",
+        "the file over the environment's own defaults.",
+        f"The file has the sections {', '.join(f'{name}:' for name in defaults.namespaces if name)}, see --dry-run.",
         "",
         "examples:",
         *_examples(script),
@@ -74,11 +75,12 @@ def command_help(script: str, mode: str, command: type[BaseModel]) -> str:
     return "\n".join(lines)
 
 
-def _teacher_lines(defaults: Defaults) -> list[str]:
-    if not defaults.teacher_namespace:
-        return []
-    prefix = defaults.teacher_namespace + NAMESPACE_SEP
-    return ["", "teacher server options:", *_option_lines(_shown_server(defaults.teacher), prefix)]
+def _pool_lines(defaults: Defaults) -> list[str]:
+    return [
+        line
+        for name, servers in defaults.pools.items()
+        for line in ("", f"{name} server options:", *_option_lines(_shown_server(servers), name + NAMESPACE_SEP))
+    ]
 
 
 def _examples(script: str) -> list[str]:

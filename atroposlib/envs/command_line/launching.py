@@ -15,6 +15,7 @@ from atroposlib.envs.command_line.options import Resolved
 from atroposlib.envs.config import BaseEnvConfig
 from atroposlib.envs.eval_items import forget_journals
 from atroposlib.envs.processing.process import process
+from atroposlib.envs.server_pools import build_env
 from atroposlib.errors import AtroposError
 
 INTERRUPTED_STATUS = 130
@@ -63,14 +64,7 @@ def launch(env_cls: type[BaseEnv], mode: str, resolved: Resolved) -> None:
 def build(env_cls: type[BaseEnv], resolved: Resolved) -> BaseEnv:
     """The environment, with what its constructor has no argument for."""
     root = resolved.root
-    if resolved.teacher_namespace:
-        from atroposlib.envs.teacher_distillation_env import build_env
-
-        env: BaseEnv = build_env(
-            env_cls, resolved.env, resolved.servers, resolved.teacher, slurm=root.slurm, testing=root.testing
-        )
-    else:
-        env = env_cls(resolved.env, resolved.servers, slurm=root.slurm, testing=root.testing)
+    env = build_env(env_cls, resolved.env, resolved.servers, resolved.pools, slurm=root.slurm, testing=root.testing)
     manager: Any = env.server
     if "max_n_completions" in root.model_fields_set:
         manager.max_n_completions = root.max_n_completions

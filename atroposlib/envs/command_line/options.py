@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from atroposlib.envs.command_line.usage import UsageError, validate
 from atroposlib.envs.config import BaseEnvConfig
 from atroposlib.envs.constants import ENV_NAMESPACE, OPENAI_NAMESPACE
 from atroposlib.envs.server_handling.server_baseline import ServerBaseline
+from atroposlib.envs.server_pools import pools_of
 from atroposlib.errors import ConfigError
 from atroposlib.utils.cli import merge_dicts
 
@@ -44,21 +45,18 @@ class RootOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Defaults:
-    """What config_init and teacher_config_init give, before file and flags."""
+    """What config_init and server_pools give, before file and flags."""
 
     env: BaseEnvConfig
     servers: Servers
-    teacher: Servers | None
-    teacher_namespace: str | None
-    """None: not a teacher environment."""
+    pools: Mapping[str, Servers | None]
+    """Beside the policy's, by name."""
 
     @classmethod
     def of(cls, env_cls: type[BaseEnv]) -> Defaults:
         """The defaults of an environment class."""
         env, servers = env_cls.config_init()
-        namespace = getattr(env_cls, "teacher_namespace", None)
-        teacher = env_cls.teacher_config_init() if namespace and hasattr(env_cls, "teacher_config_init") else None
-        return cls(env, servers, teacher, namespace)
+        return cls(env, servers, pools_of(env_cls))
 
     def with_mode(self, mode_defaults: Mapping[str, Any]) -> Defaults:
         """The same with what a mode changes."""
@@ -67,14 +65,12 @@ class Defaults:
     @property
     def namespaces(self) -> Namespaces:
         """The model behind each prefix of the command line."""
-        models: dict[str, type[BaseModel]] = {
+        return {
             ROOT: RootOptions,
             ENV_NAMESPACE: type(self.env),
             OPENAI_NAMESPACE: server_class(self.servers),
+            **{name: server_class(servers) for name, servers in self.pools.items()},
         }
-        if self.teacher_namespace:
-            models[self.teacher_namespace] = server_class(self.teacher)
-        return models
 
 
 @dataclass(frozen=True)
@@ -84,8 +80,8 @@ class Resolved:
     root: RootOptions
     env: BaseEnvConfig
     servers: Servers
-    teacher: Servers | None = None
-    teacher_namespace: str | None = None
+    pools: Mapping[str, Servers | None] = field(default_factory=dict)
+    """Beside the policy's, by name; None: nobody has said where it is."""
     warnings: tuple[str, ...] = ()
     """About the file; for stderr."""
 
@@ -95,9 +91,7 @@ class Resolved:
         sections = {
             ENV_NAMESPACE: self.env.model_dump(mode="json", fallback=str),
             OPENAI_NAMESPACE: _dump_servers(self.servers),
-            **(
-                {self.teacher_namespace: _dump_servers(self.teacher)} if self.teacher_namespace and self.teacher else {}
-            ),
+            **{name: _dump_servers(servers) for name, servers in self.pools.items() if servers},
             **{name: getattr(self.root, name) for name in shared},
         }
         text: str = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
@@ -124,13 +118,14 @@ def resolve_values(defaults: Defaults, flags: Values, *, mode_defaults: Mapping[
     servers = resolve_servers(defaults.servers, sections.get(OPENAI_NAMESPACE), flags[OPENAI_NAMESPACE])
     if servers is None:
         raise ConfigError("config_init() must return (config, servers); servers is None")
-    name = defaults.teacher_namespace
     return Resolved(
         root=validate(RootOptions, {**sections[ROOT], **flags[ROOT]}, "--"),
         env=validate(type(defaults.env), env_values, "--"),
         servers=servers,
-        teacher=resolve_servers(defaults.teacher, sections.get(name), flags[name], namespace=name) if name else None,
-        teacher_namespace=name,
+        pools={
+            name: resolve_servers(default, sections.get(name), flags[name], namespace=name)
+            for name, default in defaults.pools.items()
+        },
         warnings=file.warnings,
     )
 
@@ -149,8 +144,8 @@ def _with_section(values: Mapping[str, Any], section: Mapping[str, Any]) -> dict
     return merge_dicts(opened, section)
 
 
-def _dump_servers(servers: Servers | None) -> list[dict[str, Any]]:
-    listed = [servers] if isinstance(servers, ServerBaseline) else servers or []
+def _dump_servers(servers: Servers) -> list[dict[str, Any]]:
+    listed = [servers] if isinstance(servers, ServerBaseline) else servers
     # A key that is set is a secret, and these lines end up in logs and in folders that are shared.
     secrets = [{"api_key"} if getattr(server, "api_key", None) else set() for server in listed]
     return [

@@ -36,7 +36,8 @@ def answer(prompt: Prompt) -> str:
     is_right = (prompt.index + int(prompt.key().rpartition("/")[2])) % 2 == 0
     text = prompt.text
     if "Name two numbers, " in text:
-        return re.findall(r"Name two numbers, (\d+) first", text)[-1] + " and 3"
+        first: str = re.findall(r"Name two numbers, (\d+) first", text)[-1]
+        return f"{first} and 3"
     if "Guess a number" in text:
         return "5" if prompt.turn == 0 or not is_right else "7"
     left, right = SUM.findall(text)[-1]

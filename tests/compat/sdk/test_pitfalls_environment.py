@@ -23,11 +23,12 @@ from atroposlib.envs.eval_handling import last_crossed
 from atroposlib.envs.metrics import length_metrics, server_metrics
 from atroposlib.envs.reward_fns import CombinedReward, registry
 from atroposlib.envs.server_handling.server_manager import server_list
+from atroposlib.envs.server_pools import build_env
 from atroposlib.envs.serving import membership, runner
 from atroposlib.envs.serving.delivery import wire_group
 from atroposlib.envs.serving.records import RunRecords
 from atroposlib.envs.serving.runner import EnvRunner
-from atroposlib.envs.teacher_distillation_env import TeacherDistillationConfig, TeacherDistillationEnv, build_env
+from atroposlib.envs.teacher_distillation_env import TeacherDistillationConfig, TeacherDistillationEnv
 from atroposlib.testing import MockInferenceServer
 from atroposlib.utils.tokenize_for_trainer import tokenize_for_trainer
 from atroposlib.wire.columns import decode_groups, encode_group
@@ -367,7 +368,7 @@ async def test_pitfall_42_an_environment_with_a_teacher_starts_and_its_columns_r
             teacher_enabled=True, teacher_top_k=2, tokenizer_name=tokenizer_name, group_size=2, use_wandb=False
         )
         servers = [APIServerConfig(base_url=teacher.url, server_type="vllm", tokenizer_name=tokenizer_name)]
-        env = build_env(Teacher, config, [APIServerConfig(base_url=NOWHERE)], servers)
+        env = build_env(Teacher, config, [APIServerConfig(base_url=NOWHERE)], {"teacher": servers})
         await env.handle_send_to_api(a_group(0.0, 1.0))
         await env.aclose()
 

@@ -52,10 +52,10 @@ async def train(config: dict[str, object], checkpoints: Path) -> None:
                 [group.group_id for group in groups],
                 step - min(g.version_range[0] for g in groups if g.version_range),
             )
-            line = {"step": step, "groups": ids, "sequences": len(rewards), "max_staleness": stale}
+            line: dict[str, object] = {"step": step, "groups": ids, "sequences": len(rewards), "max_staleness": stale}
             append(run_dir / "ledger" / "trainer.jsonl", line)
             await client.ack(step, session=run.session, policy_version=max(step + 1, run.policy_version))
-            metrics = {
+            metrics: dict[str, object] = {
                 "step": step, "time": time.time(), "policy_version": step + 1, "reward/mean": sum(rewards) / len(rewards),
                 "staleness/mean": float(stale), "staleness/max": stale, "mismatch/kl_k3": 0.001, "completion/mean": 2.0,
                 "tokens/step": 2 * len(rewards), "time/wait_s": 0.0, "time/train_s": time.time() - begin,
