@@ -146,12 +146,15 @@ def test_faults_are_used_up_in_order() -> None:
 
 
 async def test_more_requests_than_max_running_queue() -> None:
-    async with MockInferenceServer("yes", latency_s=0.1, max_running=2) as server, asyncio.TaskGroup() as tasks:
+    async with (
+        MockInferenceServer("yes", latency_s=1.0, max_running=2) as server,
+        httpx.AsyncClient(base_url=server.root_url) as http,
+        asyncio.TaskGroup() as tasks,
+    ):
         asked = [tasks.create_task(generate(server)) for _ in range(5)]
         while server.in_flight < 5:  # noqa: ASYNC110 - the mock has no event to wait for
             await asyncio.sleep(0.005)
-        async with httpx.AsyncClient(base_url=server.root_url) as http:
-            metrics = (await http.get("/metrics")).text
+        metrics = (await http.get("/metrics")).text
 
     assert 'vllm:num_requests_running{model_name="mock"} 2' in metrics
     assert 'vllm:num_requests_waiting{model_name="mock"} 3' in metrics
@@ -171,7 +174,7 @@ async def test_hundreds_of_requests_are_in_flight_at_once() -> None:
         writer.close()
         return head[:12]
 
-    async with MockInferenceServer("yes", latency_s=1.0) as server:
+    async with MockInferenceServer("yes", latency_s=3.0) as server:
         answers = await asyncio.gather(*(ask(server.port) for _ in range(n)))
 
     assert set(answers) == {b"HTTP/1.1 200"}
