@@ -20,8 +20,9 @@ class LettersEnv(BaseEnv):
         return "Say a or b."
 
     async def collect_trajectories(self, item: str) -> Any:
-        messages = [{"role": "user", "content": item}]
-        return await self.rollout_group(messages, reward=lambda text: float(text == "a"), max_tokens=4)
+        return await self.rollout_group(
+            [{"role": "user", "content": item}], reward=lambda text: float(text == "a"), max_tokens=4
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import yaml
 from atroposlib.testing.byte_tokenizer import save_byte_tokenizer
 from atroposlib.wire.columns import decode_groups
 from tests.chaos.publishing_trainer import read_history
-from tests.chaos.test_sigkill import records_of
+from tests.chaos.test_sigkill import Victim, records_of
 from tests.processes import RolloutServerProcess, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -102,12 +102,14 @@ class Run:
         return {"env": env, "openai": servers}
 
     def start(self) -> None:
-        for one in (*self.engines, self.server, self.trainer, self.env):
+        everybody: list[Victim] = [*self.engines, self.server, self.trainer, self.env]
+        for one in everybody:
             one.start()
         self.goes_on(2)
 
     def stop(self) -> None:
-        for one in (self.env, self.trainer, self.server, *self.engines):
+        everybody: list[Victim] = [self.env, self.trainer, self.server, *self.engines]
+        for one in everybody:
             if one is not self.server or self.server._process is not None:
                 one.kill()
 

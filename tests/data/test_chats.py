@@ -59,7 +59,7 @@ def test_what_the_forms_add() -> None:
     assert as_messages({"instruction": "a", "input": "x", "output": "b"})[0]["content"] == "a\n\nx"
     speakers = [{"from": name, "value": "v"} for name in ("system", "human", "gpt", "observation")]
     assert [m["role"] for m in as_messages({"conversations": speakers})] == ["system", "user", "assistant", "tool"]
-    calls = {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}
+    calls: dict[str, Any] = {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}
     assert as_messages(calls) == calls["messages"]
 
 

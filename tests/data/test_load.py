@@ -85,9 +85,7 @@ def test_the_seed_decides_the_order(written: Write) -> None:
 @pytest.mark.parametrize("method", ["order", "hash"])
 def test_rows_of_one_source_stay_together(written: Write, method: str) -> None:
     rows = [{"prompt": f"q{n}", "problem_id": n % 10} for n in range(60)]
-    splits = load_splits(
-        DataConfig(dataset_path=written(rows), eval_split_ratio=0.5, eval_split_method=method)  # type: ignore[arg-type]
-    )
+    splits = load_splits(DataConfig(dataset_path=written(rows), eval_split_ratio=0.5, eval_split_method=method))
 
     train, held_out = ({row["source_id"] for row in part} for part in (splits.train, splits.eval))
     assert train
@@ -234,7 +232,7 @@ def test_values_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
 
 
 def test_a_configuration_never_shows_the_databases_password() -> None:
-    config = DataConfig(db_url="postgresql://u:secret@h/d")  # type: ignore[arg-type]
+    config = DataConfig(db_url="postgresql://u:secret@h/d")
 
     assert "secret" not in f"{config!r} {config} {config.model_dump_json()} {config.model_dump()}"
 

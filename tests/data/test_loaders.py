@@ -53,7 +53,8 @@ class Hub:
 
 
 def loaded(preset: str, **over: Any) -> dict[str, Any]:
-    return load_splits(DataConfig.preset(preset, eval_split_ratio=0, **over)).train[0]
+    row: dict[str, Any] = load_splits(DataConfig.preset(preset, eval_split_ratio=0, **over)).train[0]
+    return row
 
 
 def test_gsm8k_asks_without_the_solution(written: Write) -> None:

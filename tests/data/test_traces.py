@@ -43,7 +43,8 @@ RL_COLUMNS = {
 
 def rows(path: Path, **over: Any) -> list[dict[str, Any]]:
     config = DataConfig.preset("runtime_traces", dataset_path=path, eval_split_ratio=0, shuffle=False, **over)
-    return load_splits(config).train
+    train: list[dict[str, Any]] = load_splits(config).train
+    return train
 
 
 def test_a_session_with_every_field() -> None:

@@ -32,7 +32,7 @@ START_TIMEOUT_S = 30.0
 
 
 def dockerfile_of(name: str) -> Path:
-    build = SERVICES[name]["build"]
+    build: dict[str, str] = SERVICES[name]["build"]
     assert (COMPOSE.parent / build["context"]).resolve() == ROOT
     return ROOT / build["dockerfile"]
 

@@ -14,11 +14,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
 
 
 def documented_blob() -> bytes:
-    (header,) = re.findall(r"```json\n(.*?)\n```", PAGE, flags=re.S)
-    (dump,) = re.findall(r"```\n(18 02.*?)```", PAGE, flags=re.S)
-    rows = [
-        bytes.fromhex(re.match(r"(?:[0-9a-f]{2} )+", line + " ")[0]) for line in dump.splitlines() if line[0] != "."
-    ]
+    headers: list[str] = re.findall(r"```json\n(.*?)\n```", PAGE, flags=re.S)
+    dumps: list[str] = re.findall(r"```\n(18 02.*?)```", PAGE, flags=re.S)
+    (header,), (dump,) = headers, dumps
+    rows = [bytes.fromhex(line.split("  ")[0]) for line in dump.splitlines() if line[0] != "."]
     (length,) = struct.unpack("<Q", rows[0])
     return rows[0] + header.encode().ljust(length) + b"".join(rows[1:])
 

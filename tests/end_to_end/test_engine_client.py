@@ -86,7 +86,7 @@ async def test_a_conversation_of_several_turns_is_one_sequence_of_the_sampled_to
     server: VLLMServer, tokenizer: Any
 ) -> None:
     session = ManagedServer(server, tokenizer=tokenizer)
-    messages: list[dict[str, str]] = [{"role": "user", "content": "What is 2 + 2?"}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "What is 2 + 2?"}]
     for question in ("And 3 + 3?", "And 4 + 4?"):
         reply = await session.chat_completion(messages=messages, max_tokens=16, temperature=1.0)
         messages += [

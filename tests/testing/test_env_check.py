@@ -65,7 +65,7 @@ async def check(env_cls: Any, **options: Any) -> CheckReport:
 
 
 def named(report: CheckReport, name: str) -> Finding:
-    found = [finding for finding in report.findings if finding.check == name]
+    found: list[Finding] = [finding for finding in report.findings if finding.check == name]
     assert len(found) == 1, report.findings
     assert found[0].fix
     return found[0]
@@ -100,7 +100,8 @@ async def test_a_method_that_raises_is_named_with_its_line(stage: str) -> None:
 
 class NoLine(Sums):
     async def collect_trajectories(self, item: Any) -> Any:
-        return {}["tokens"], []
+        nothing: dict[str, Any] = {}
+        return nothing["tokens"], []
 
 
 async def test_the_line_of_the_author_is_named() -> None:
@@ -243,7 +244,7 @@ def test_the_caller_in_the_authors_file_is_blamed_not_the_library() -> None:
 
 def test_the_file_that_started_the_loop_is_not_blamed_for_what_others_do() -> None:
     seen: list[str | None] = []
-    names = {"seen": seen, "blamed": blamed, "sys": sys, "file": __file__}
+    names: dict[str, Any] = {"seen": seen, "blamed": blamed, "sys": sys, "file": __file__}
     exec(compile("def look(): seen.append(blamed(sys._getframe(), file))", "elsewhere.py", "exec"), names)
 
     async def main() -> None:

@@ -125,7 +125,8 @@ class _Catcher(TrainerCallback):  # type: ignore[misc]
         self.gradients = {name: safe_get_full_grad(parameter).clone() for name, parameter in self._named()}
 
     def _named(self) -> Iterator[tuple[str, Any]]:
-        return self._trainer.model.lm.named_parameters()
+        named: Iterator[tuple[str, Any]] = self._trainer.model.lm.named_parameters()
+        return named
 
 
 def step_of(run_dir: Path, model_dir: Path, groups: list[Group], engine: str, layout: Layout, **options: Any) -> Answer:

@@ -126,7 +126,7 @@ def _aggregated(sums: list[list[tuple[Tensor, int]]], o: dict[str, Any]) -> Tens
         case "sequence_mean":
             return _total((s / max(n, 1), n) for s, n in flat) / len(flat)
         case "constant":
-            return _total(flat) / (len(flat) * o["max_completion_length"])
+            return _total(flat) / (len(flat) * int(o["max_completion_length"]))
         case "prompt_mean":
             means = [_total(group) / max(sum(n for _, n in group), 1) for group in sums]
             return torch.stack(means).mean()

@@ -61,6 +61,7 @@ def test_the_recipe_is_the_formula_of_atlas(tmp_path: Path) -> None:
     options = {name: getattr(config, name) for name in LOSS_OPTIONS}
     beta, loss, surrogate, sequences = 0.04, 0.0, [], sum(map(len, LENGTHS))
     for g, group in enumerate(groups):
+        assert group.ref_logprobs is not None
         rewards = np.array(REWARDS[g])
         advantages = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
         for i, length in enumerate(LENGTHS[g]):

@@ -20,7 +20,8 @@ IDS = torch.tensor([[1, 5, 9, 2]])
 
 @torch.no_grad()
 def logits(lm: Any) -> torch.Tensor:
-    return lm.eval()(input_ids=IDS).logits.float()
+    output: torch.Tensor = lm.eval()(input_ids=IDS).logits
+    return output.float()
 
 
 def test_a_checkpoint_becomes_a_folder_of_the_asked_precision(tmp_path: Path) -> None:

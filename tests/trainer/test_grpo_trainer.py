@@ -672,9 +672,9 @@ def test_sequences_without_a_policy_gradient_are_not_computed_and_change_nothing
     lms = [tiny_llama(), tiny_llama()]
 
     # An entropy term that weighs next to nothing makes every sequence count.
-    for run, lm, options in zip("ab", lms, ({}, {"entropy_coef": 1e-12}), strict=True):
+    for run, lm, entropy_coef in zip("ab", lms, (0.0, 1e-12), strict=True):
         server = FakeRolloutServer(batches=lambda step: [a_group("g"), level])
-        a_trainer(tmp_path / run, server, lm=lm, max_steps=1, optim="sgd", **options).train()
+        a_trainer(tmp_path / run, server, lm=lm, max_steps=1, optim="sgd", entropy_coef=entropy_coef).train()
 
     skipped, computed = (lines_of(tmp_path / run / "metrics.jsonl")[0] for run in "ab")
     assert (skipped["tokens/forward"], computed["tokens/forward"]) == (7, 14)

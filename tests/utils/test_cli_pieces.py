@@ -54,7 +54,8 @@ def test_defaults_are_adjusted_in_a_subclass() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         adjusted(size=0)
     assert adjusted.model_fields["size"].description == "How many."
-    assert adjust_model_defaults(Settings, Settings(size=3, needed="y"))().needed == "y"  # type: ignore[call-arg]
+    adjusted = adjust_model_defaults(Settings, Settings(size=3, needed="y"))
+    assert adjusted().needed == "y"
 
 
 def test_flags_of_the_command_line_are_found_with_their_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from atroposlib.utils.io import parse_http_response
 from atroposlib.utils.tokenizers.qwen_fixed_tokenizer import QwenFixedTokenizer
 from atroposlib.utils.tool_call_parser import extract_tool_call, parse_tool_call
 
-TOOLS = [{"type": "function", "function": {"name": "say"}}, {"name": "look"}]
+TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "say"}}, {"name": "look"}]
 
 
 # Best of n

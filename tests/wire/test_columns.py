@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_what_cannot_be_encoded_names_the_group_and_the_field(field: str, value:
         _with(a_group("g7"), **{field: value})
 
 
-BAD = {
+BAD: dict[str, Callable[[], bytes]] = {
     "nan in scores": lambda: _with(a_group(), scores=np.array([0.0, np.nan])),
     "infinite logprob": lambda: _with(a_group(), inference_logprobs=np.full(14, -np.inf, np.float32)),
     "ragged logprobs": lambda: _with(a_group(), inference_logprobs=np.zeros(13, np.float32)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,7 +23,9 @@ def test_floats_are_packed_as_numpy_does(values: list[float]) -> None:
 
 
 def test_numpys_integers_count_as_integers() -> None:
-    assert packed([np.int64(7), True], "i") == np.array([7, 1], dtype=np.int32).tobytes()
+    values: list[Any] = [np.int64(7), True]
+
+    assert packed(values, "i") == np.array([7, 1], dtype=np.int32).tobytes()
 
 
 @pytest.mark.parametrize("bad", [1.5, "1", None, [1]])

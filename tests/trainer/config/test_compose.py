@@ -421,7 +421,8 @@ def test_a_value_is_found_through_any_chain_of_references() -> None:
 
 
 def test_a_variable_that_holds_a_reference_to_itself_ends() -> None:
-    references = Interpolation({}.__getitem__, environ={"A": "${oc.env:A} "}, now=datetime(2030, 1, 1))
+    nothing: dict[str, Any] = {}
+    references = Interpolation(nothing.__getitem__, environ={"A": "${oc.env:A} "}, now=datetime(2030, 1, 1))
 
     with pytest.raises(ConfigError, match="cannot resolve"):
         references.resolve("b ${oc.env:A}", key="x")

@@ -23,7 +23,9 @@ BACKENDS = ["sdpa", "eager"]  # flash_attention_2 and flex_attention need a GPU
 class Largest(TorchDispatchMode):
     """Notes the most elements of any tensor that an operation makes."""
 
-    numel = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numel = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -46,7 +46,7 @@ def filled(value: float) -> PackedPolicy:
 
 
 def weights_of(policy: PackedPolicy) -> set[float]:
-    return {value for parameter in policy.parameters() for value in parameter.unique().tolist()}
+    return {value for parameter in policy.parameters() for value in torch.unique(parameter).tolist()}
 
 
 def test_without_beta_there_is_no_reference_and_nothing_is_loaded(

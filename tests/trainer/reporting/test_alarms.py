@@ -94,7 +94,9 @@ def test_one_odd_step_is_no_alarm() -> None:
 
 
 def test_figures_that_are_missing_or_no_numbers_start_and_end_nothing() -> None:
-    lines = [{"ess": 0.1}] * 3 + [{"ess": None}, {}, {"ess": float("nan")}] * 3
+    missing: list[Mapping[str, float | None]] = [{"ess": None}, {}, {"ess": float("nan")}]
+    lines: list[Mapping[str, float | None]] = [{"ess": 0.1}] * 3
+    lines += missing * 3
 
     assert [(finding.name, finding.is_on) for _, finding in told(lines)] == [("ess_low", True)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -97,12 +97,11 @@ def test_nothing_is_written_unless_asked_for(tmp_path: Path) -> None:
 
 
 def test_completions_that_cannot_be_shown_cost_no_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def fails(*_: Any) -> str:
+    def fails(*_: Any) -> NoReturn:
         raise RuntimeError("no such token")
 
     config = a_config(tmp_path, log_completions=True)
-    for options in ({"decode": fails}, {"decode": decode, "send_table": fails}):
-        run = RunWatch(config, **options)
+    for run in (RunWatch(config, decode=fails), RunWatch(config, decode=decode, send_table=fails)):
         assert run.after_step(3, {}, a_batch()) == {"completion/masked_frac": pytest.approx(0.0, abs=1)}
         run.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.process import BaseProcess
 
-from tests.trainer.weight_sync.fake_vllm import BUCKET_MIB, WEIGHTS
+from tests.trainer.weight_sync.publications import BUCKET_MIB, WEIGHTS
 from trainer.weight_sync.config import WeightSyncConfig
 from trainer.weight_sync.connect import connect
 
@@ -15,7 +15,7 @@ _processes.set_forkserver_preload([__name__])
 
 
 def _publish(urls: list[str]) -> None:
-    publisher = connect(urls, WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=10.0))
+    publisher = connect(urls, WeightSyncConfig(transport="gloo", bucket_mib=BUCKET_MIB, timeout_s=10.0))
     publisher.attach()
     for version in range(1, 1000):
         publisher.publish(version, WEIGHTS.items())

@@ -8,26 +8,21 @@ updates only inside a session; a flush that is refused while requests hold the c
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import torch
 from safetensors.torch import load_file
 from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 
-# torch asks for the name of every peer's address. A name server that is slow would stall the tests for seconds.
-os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+from tests.trainer.weight_sync.json_server import JsonServer
 
 GROUP_TIMEOUT = timedelta(seconds=60)  # SGLang: half an hour
 
@@ -71,6 +66,8 @@ class Refusal(Exception):  # noqa: N818
 class FakeSglang:
     """`faults` maps a path to what happens there first; it may raise Refusal, or never return."""
 
+    PAUSE, JOIN, UPDATE = "/pause_generation", "/init_weights_update_group", "/update_weights_from_distributed"
+
     def __init__(self, *, has_sessions: bool = True, dp_size: int = 1) -> None:
         self.has_sessions = has_sessions
         self.dp_size = dp_size
@@ -84,24 +81,17 @@ class FakeSglang:
         self.is_updating = False
         self.calls: list[str] = []
         self.bodies: list[tuple[str, dict[str, Any]]] = []
-        self.faults: dict[str, Callable[[], None]] = {}
+        self.faults: dict[str, Callable[[], object]] = {}
         self.groups: dict[str, Any] = {}
         self._scheduler = threading.Lock()
         self._pause_condition = threading.Lock()
-        self._connections: list[Any] = []
-        self._server = _serve(self)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.http = JsonServer(self._answer)
+        self.url = self.http.url
 
     def die(self) -> None:
-        """Close the door and every connection, as the kernel does for a killed process."""
-        self._server.shutdown()
-        self._server.server_close()
+        """As a killed process does."""
+        self.http.die()
         self.groups.clear()
-        for connection in self._connections:
-            with suppress(OSError):
-                # Not only close(): a handler that is at work keeps the socket open.
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
 
     def restart(self) -> None:
         """Forget everything, as a new process would."""
@@ -110,8 +100,9 @@ class FakeSglang:
         self.version = "default"
         self.is_paused = self.is_updating = False
 
-    def respond(self, path: str, query: dict[str, list[str]], body: dict[str, Any]) -> tuple[int, Any]:
-        """Status and content."""
+    def _answer(self, path: str, query: str, body: dict[str, Any]) -> tuple[int, Any]:
+        self.calls.append(path)
+        self.bodies.append((path, body))
         handler = getattr(self, f"_{path.strip('/').replace('/', '_')}", None)
         if handler is None or (not self.has_sessions and path in ("/begin_weight_update", "/end_weight_update")):
             return 404, {"detail": "Not Found"}
@@ -122,7 +113,7 @@ class FakeSglang:
             return 400, {"object": "error", "message": f"not in the documented body of {path}: {unknown}"}
         try:
             self.faults.get(path, lambda: None)()
-            answer = handler(query, body)
+            answer = handler(parse_qs(query), body)
         except Refusal as refusal:
             return refusal.status, {"success": False, "message": str(refusal)}
         except AssertionError:
@@ -275,7 +266,7 @@ def _join(body: dict[str, Any], name: str) -> Any:
     """As SGLang's init_custom_process_group does."""
     rank, world_size = body["rank_offset"], body["world_size"]
     where = f"tcp://{body['master_address']}:{body['master_port']}"
-    store, rank, world_size = next(distributed_c10d.rendezvous(where, rank, world_size, timeout=GROUP_TIMEOUT))
+    store, rank, world_size = next(rendezvous(where, rank, world_size, timeout=GROUP_TIMEOUT))
     store.set_timeout(GROUP_TIMEOUT)
     # torch's registry takes a name once a process, and here several servers share one.
     with patch.object(distributed_c10d, "_register_process_group"):
@@ -285,7 +276,7 @@ def _join(body: dict[str, Any], name: str) -> Any:
             [],
             distributed_c10d.Backend(body.get("backend", "nccl")),
             distributed_c10d.PrefixStore(name, store),
-            group_name=name,
+            group_name=distributed_c10d.GroupName(name),
             backend_options=None,
             timeout=GROUP_TIMEOUT,
         )
@@ -301,7 +292,7 @@ def _receive(group: Any, body: dict[str, Any]) -> dict[str, torch.Tensor]:
         sizes = [dtype.itemsize * torch.Size(shape).numel() for _, dtype, shape in columns]
         flat = torch.empty(sum(sizes), dtype=torch.uint8)
         _broadcast(group, flat)
-        parts = flat.split(sizes)
+        parts = torch.split(flat, sizes)
         return {
             name: part.view(dtype).reshape(shape) for part, (name, dtype, shape) in zip(parts, columns, strict=True)
         }
@@ -316,43 +307,3 @@ def _broadcast(group: Any, tensor: torch.Tensor) -> None:
     options = distributed_c10d.BroadcastOptions()
     options.rootRank = options.rootTensor = 0
     group.broadcast([tensor], options).wait()
-
-
-def _serve(engine: FakeSglang) -> ThreadingHTTPServer:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # keeps connections open, as uvicorn does
-
-        def do_GET(self) -> None:
-            self._answer({})
-
-        def do_POST(self) -> None:
-            length = int(self.headers.get("content-length") or 0)
-            self._answer(json.loads(self.rfile.read(length) or b"{}"))
-
-        def _answer(self, body: dict[str, Any]) -> None:
-            url = urlsplit(self.path)
-            engine.calls.append(url.path)
-            engine.bodies.append((url.path, body))
-            status, answer = engine.respond(url.path, parse_qs(url.query), body)
-            content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def process_request(self, request: Any, client_address: Any) -> None:
-            engine._connections.append(request)
-            super().process_request(request, client_address)
-
-        def handle_error(self, *_: Any) -> None:
-            pass
-
-    server = Server(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    return server

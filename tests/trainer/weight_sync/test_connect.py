@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from atroposlib.errors import ConfigError
+from tests.trainer.weight_sync.fake_vllm import FakeVllm
 from tests.trainer.weight_sync.sglang_server import FakeSglang
-from tests.trainer.weight_sync.test_weight_publisher import FakeVllm
 from trainer.weight_sync.choice import choose_transport
 from trainer.weight_sync.config import TransportName, WeightSyncConfig
 from trainer.weight_sync.connect import connect
@@ -182,7 +182,7 @@ def test_a_pool_that_comes_up_after_the_trainer_is_published_to(
 ) -> None:
     monkeypatch.setattr("trainer.weight_sync.connect.DETECT_S", 0.2)
     loading = threading.Event()
-    sglang.faults["/server_info"] = lambda: loading.wait() and None  # type: ignore[func-returns-value]
+    sglang.faults["/server_info"] = loading.wait
     publisher = connect([sglang.url], WeightSyncConfig(timeout_s=5), has_cuda=False)
     loading.set()
 

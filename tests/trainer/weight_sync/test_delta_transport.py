@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -390,8 +391,8 @@ def test_a_full_disk_costs_a_version_and_nothing_else(
     publisher = connect()
     publisher.publish(1, the_weights(1).items())
     with monkeypatch.context() as patch:
-        usage = files.shutil.disk_usage("/")._replace(free=100)
-        patch.setattr(files.shutil, "disk_usage", lambda _: usage)
+        usage = shutil.disk_usage("/")._replace(free=100)
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
         with pytest.raises(DiskFullError):
             publisher.publish(2, the_weights(2).items())
     assert controls[0].version == "1"

@@ -6,34 +6,21 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from tests.trainer.weight_sync.json_server import JsonServer
 from trainer.weight_sync.engines.http import EngineHttp
 from trainer.weight_sync.errors import ServerSyncError
 from trainer.weight_sync.states import Edge
 
 
-class _Answering(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None: ...
-
-
 @pytest.fixture
 def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Answering) as server:
-        serving = threading.Thread(target=server.serve_forever)
-        serving.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        serving.join(timeout=10)
+    server = JsonServer(lambda *_: (200, {}))
+    yield server.url
+    server.die()
 
 
 def test_a_call_that_was_connecting_when_its_control_closed_ends_and_leaves_no_socket(
@@ -56,7 +43,7 @@ def test_a_call_that_was_connecting_when_its_control_closed_ends_and_leaves_no_s
         http.close()
         may_connect.set()
 
-        assert call.result(timeout=10).status_code == 204
+        assert call.result(timeout=10).status_code == 200
     assert [each.fileno() for each in opened] == [-1]
 
 

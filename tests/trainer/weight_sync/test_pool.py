@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,14 +16,14 @@ from atroposlib.client import RolloutClient
 from atroposlib.errors import ServerUnreachableError
 from atroposlib.wire.models import InferenceServer, InferenceServerStatus
 from tests.processes import RolloutServerProcess, free_port
-from tests.trainer.weight_sync.fake_vllm import BUCKET_MIB, WEIGHTS, FakeVllm
-from trainer.weight_sync.config import WeightSyncConfig
-from trainer.weight_sync.connect import connect
+from tests.trainer.weight_sync.fake_vllm import FakeVllm
+from tests.trainer.weight_sync.publications import WEIGHTS
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import ServerSyncError, WeightSyncError
 from trainer.weight_sync.membership import KnownServer, Membership, PoolLimits, decide_membership
 from trainer.weight_sync.pool import Pool
 from trainer.weight_sync.pooled_publisher import PooledPublisher
+from trainer.weight_sync.publisher import WeightPublisher
 from trainer.weight_sync.registry import RolloutRegistry
 from trainer.weight_sync.results import PublishResult, ServerResult
 from trainer.weight_sync.states import Edge
@@ -375,17 +375,18 @@ def test_a_server_that_is_away_between_two_publications_has_missed_none(clock: C
     assert members(pool) == [A]
 
 
-def test_a_registered_url_that_is_none_fails_alone(clock: Clock, engines: list[FakeVllm]) -> None:
-    registry = FakeRegistry(an_entry(engines[0].url), an_entry("http://engine:port"))
-    config = WeightSyncConfig(timeout_s=5, transport="gloo", bucket_mib=BUCKET_MIB)
-    publisher = PooledPublisher(connect([], config), a_pool(clock, registry))
+def test_a_registered_url_that_is_none_fails_alone(
+    clock: Clock, servers: list[FakeVllm], connected: Callable[..., WeightPublisher]
+) -> None:
+    registry = FakeRegistry(an_entry(servers[0].url), an_entry("http://engine:port"))
+    publisher = PooledPublisher(connected([], timeout_s=5.0), a_pool(clock, registry))
 
     result = publisher.publish(1, WEIGHTS.items())
 
     publisher.close()
     (failed,) = result.failed
     assert "it is no URL" in str(failed.error)
-    assert engines[0].version == "1"
+    assert servers[0].version == "1"
 
 
 def test_a_registry_whose_name_is_looked_up_forever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,19 +426,12 @@ def test_a_server_that_comes_back_after_it_left_begins_anew(clock: Clock) -> Non
 # With the real publisher, over real gloo
 
 
-@pytest.fixture
-def engines() -> Iterator[list[FakeVllm]]:
-    servers = [FakeVllm(), FakeVllm()]
-    yield servers
-    for server in servers:
-        server.die()
-
-
-def test_a_late_server_and_a_restarted_one_get_the_current_weights(clock: Clock, engines: list[FakeVllm]) -> None:
-    first, late = engines
+def test_a_late_server_and_a_restarted_one_get_the_current_weights(
+    clock: Clock, servers: list[FakeVllm], connected: Callable[..., WeightPublisher]
+) -> None:
+    first, late = servers
     registry = FakeRegistry(an_entry(first.url))
-    config = WeightSyncConfig(timeout_s=5, transport="gloo", bucket_mib=BUCKET_MIB)
-    publisher = PooledPublisher(connect([], config), a_pool(clock, registry))
+    publisher = PooledPublisher(connected([], timeout_s=5.0), a_pool(clock, registry))
     publisher.attach()
     publisher.publish(3, WEIGHTS.items())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from tests.trainer.weight_sync.publications import WEIGHTS, at_call, runs, serving, urls_of
 from tests.trainer.weight_sync.sglang_server import FakeSglang, Refusal
 from trainer.weight_sync.engines.control import PauseMode
 from trainer.weight_sync.engines.sglang import SglangControl
@@ -23,21 +23,12 @@ from trainer.weight_sync.publisher import WeightPublisher
 from trainer.weight_sync.states import Edge
 from trainer.weight_sync.transports import torch_group
 from trainer.weight_sync.transports.flat_buckets import flat_buckets
-from trainer.weight_sync.transports.sglang_group import SglangGroupTransport
-
-WEIGHTS = {f"layer.{i}.weight": torch.full((16, 8), float(i)) for i in range(6)}
-POOLS: list[ThreadPoolExecutor] = []
-BUCKET_BYTES = 600  # two tensors of 16 x 8 bfloat16
 
 
 @pytest.fixture
 def servers() -> Iterator[list[FakeSglang]]:
-    fakes = [FakeSglang(), FakeSglang()]
-    yield fakes
-    for fake in fakes:
-        fake.die()
-    while POOLS:
-        POOLS.pop().shutdown(wait=True)  # calls that a test left behind end with their server
+    with serving(FakeSglang(), FakeSglang()) as fakes:
+        yield fakes
 
 
 @pytest.fixture
@@ -52,21 +43,6 @@ def control(server: FakeSglang) -> Iterator[SglangControl]:
     control.close()
 
 
-@pytest.fixture
-def publisher(servers: list[FakeSglang]) -> Iterator[WeightPublisher]:
-    publisher = a_publisher(servers)
-    yield publisher
-    publisher.close()
-
-
-def a_publisher(servers: list[FakeSglang], *, timeout_s: float = 3.0, **options: Any) -> WeightPublisher:
-    calls = ThreadPoolExecutor(max_workers=4 * len(servers))
-    POOLS.append(calls)
-    transport = SglangGroupTransport(calls, backend="gloo", bucket_bytes=BUCKET_BYTES, dtype=torch.bfloat16)
-    controls = [SglangControl(fake.url) for fake in servers]
-    return WeightPublisher(controls, transport, calls, timeout_s=timeout_s, **options)
-
-
 def refused(message: str = "no", status: int = 400) -> Callable[[], None]:
     def fault() -> None:
         raise Refusal(message, status)
@@ -74,37 +50,15 @@ def refused(message: str = "no", status: int = 400) -> Callable[[], None]:
     return fault
 
 
-def at_call(number: int, action: Callable[[], None]) -> Callable[[], None]:
-    """Return a fault that acts at its `number`th call only."""
-    calls = iter(range(1, 1_000_000))
-    return lambda: action() if next(calls) == number else None
-
-
-def runs(fake: FakeSglang, version: str) -> bool:
-    same = all(torch.equal(fake.weights[name], tensor.bfloat16()) for name, tensor in WEIGHTS.items())
-    return same and fake.version == version and not fake.is_paused and not fake.is_updating
-
-
 # Publications
 
 
-def test_every_server_gets_the_weights_and_says_so(servers: list[FakeSglang], publisher: WeightPublisher) -> None:
-    result = publisher.publish(7, WEIGHTS.items())
-
-    assert [(server.server, server.weight_version) for server in result.servers] == [(s.url, "7") for s in servers]
-    assert result.failed == ()
-    assert all(runs(fake, "7") for fake in servers)
-
-
-def test_one_group_serves_many_publications_and_is_left_at_the_end(servers: list[FakeSglang]) -> None:
-    publisher = a_publisher(servers)
-    publisher.attach()
-    for version in (1, 2, 3):
-        publisher.publish(version, WEIGHTS.items())
+def test_a_group_is_left_at_the_end(servers: list[FakeSglang], publisher: WeightPublisher) -> None:
+    publisher.publish(1, WEIGHTS.items())
+    assert all(fake.groups for fake in servers)
 
     publisher.close()
 
-    assert all(fake.calls.count("/init_weights_update_group") == 1 for fake in servers)
     assert not any(fake.groups for fake in servers)
 
 
@@ -137,9 +91,9 @@ def test_buckets_go_into_a_session_of_a_paused_server_that_does_not_call_a_mixtu
     assert sent[-3][1] == {"new_version": "2", "abort_all_requests": False}
 
 
-def test_a_server_without_sessions_gets_one_broadcast_a_tensor() -> None:
+def test_a_server_without_sessions_gets_one_broadcast_a_tensor(connected: Callable[..., WeightPublisher]) -> None:
     old = FakeSglang(has_sessions=False)
-    publisher = a_publisher([old])
+    publisher = connected([old.url])
 
     publisher.publish(1, WEIGHTS.items())
 
@@ -150,11 +104,13 @@ def test_a_server_without_sessions_gets_one_broadcast_a_tensor() -> None:
     assert all(torch.equal(old.weights[name], tensor.bfloat16()) for name, tensor in WEIGHTS.items())
 
 
-def test_the_trainers_own_default_group_is_left_alone(servers: list[FakeSglang], tmp_path: Path) -> None:
+def test_the_trainers_own_default_group_is_left_alone(
+    servers: list[FakeSglang], connected: Callable[..., WeightPublisher], tmp_path: Path
+) -> None:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         own = dist.group.WORLD
-        publisher = a_publisher(servers)
+        publisher = connected(urls_of(servers))
         publisher.publish(1, WEIGHTS.items())
         publisher.close()
 
@@ -169,27 +125,31 @@ def test_the_trainers_own_default_group_is_left_alone(servers: list[FakeSglang],
     [("keep", True, "retract"), ("keep", False, "in_place"), ("abort", True, "abort")],
 )
 def test_requests_in_flight_are_treated_as_configured(
-    servers: list[FakeSglang], mode: PauseMode, recompute: bool, asked: str
+    servers: list[FakeSglang],
+    connected: Callable[..., WeightPublisher],
+    mode: PauseMode,
+    recompute: bool,
+    asked: str,
 ) -> None:
-    publisher = a_publisher(servers, pause_mode=mode, recompute=recompute)
+    publisher = connected(urls_of(servers), pause_mode=mode, recompute=recompute)
     servers[0].running_requests = 3
 
     result = publisher.publish(1, WEIGHTS.items())
 
-    publisher.close()
     assert result.failed == ()
     assert servers[0].pause_mode == asked
     assert servers[0].aborted_requests == (3 if mode == "abort" else 0)
     assert all(runs(fake, "1") for fake in servers)
 
 
-def test_a_server_that_waits_for_its_requests_aborts_those_that_do_not_end(servers: list[FakeSglang]) -> None:
-    publisher = a_publisher(servers, pause_mode="wait", timeout_s=1.0)
+def test_a_server_that_waits_for_its_requests_aborts_those_that_do_not_end(
+    servers: list[FakeSglang], connected: Callable[..., WeightPublisher]
+) -> None:
+    publisher = connected(urls_of(servers), pause_mode="wait", recompute=True, timeout_s=1.0)
     servers[0].running_requests = 1
 
     result = publisher.publish(1, WEIGHTS.items())
 
-    publisher.close()
     assert result.failed == ()
     assert (servers[0].aborted_requests, servers[1].aborted_requests) == (1, 0)
     assert servers[1].pause_mode == "retract"
@@ -259,9 +219,9 @@ def test_a_server_that_cannot_join_is_named_and_the_other_is_served(
     assert runs(servers[0], "1")
 
 
-def test_a_server_with_replicas_is_refused_before_anything_hangs() -> None:
+def test_a_server_with_replicas_is_refused_before_anything_hangs(connected: Callable[..., WeightPublisher]) -> None:
     replicated = FakeSglang(dp_size=2)
-    publisher = a_publisher([replicated])
+    publisher = connected([replicated.url])
 
     with pytest.raises(WeightSyncError, match=r"dp_size=2.*transport=disk"):
         publisher.publish(1, WEIGHTS.items())
@@ -282,33 +242,10 @@ def test_a_server_in_another_group_is_met_again(servers: list[FakeSglang], publi
     assert all(len(fake.groups) == 1 for fake in servers)
 
 
-def test_a_server_restarted_between_two_publications_is_served_again(
-    servers: list[FakeSglang], publisher: WeightPublisher
+def test_a_server_that_falls_silent_costs_deadlines_and_the_other_is_served(
+    servers: list[FakeSglang], connected: Callable[..., WeightPublisher]
 ) -> None:
-    publisher.publish(1, WEIGHTS.items())
-    servers[1].restart()
-
-    result = publisher.publish(2, WEIGHTS.items())
-
-    assert result.failed == ()
-    assert all(runs(fake, "2") for fake in servers)
-    assert servers[0].calls.count("/pause_generation") == 2  # noticed beforehand: no attempt was wasted
-
-
-def test_a_server_that_dies_half_way_is_named_and_the_other_is_served(
-    servers: list[FakeSglang], publisher: WeightPublisher
-) -> None:
-    publisher.attach()
-    servers[1].faults["/update_weights_from_distributed"] = at_call(2, servers[1].die)
-
-    result = publisher.publish(1, WEIGHTS.items())
-
-    assert [failed.server for failed in result.failed] == [servers[1].url]
-    assert runs(servers[0], "1")
-
-
-def test_a_server_that_falls_silent_costs_deadlines_and_the_other_is_served(servers: list[FakeSglang]) -> None:
-    publisher = a_publisher(servers, timeout_s=1.0)
+    publisher = connected(urls_of(servers), timeout_s=1.0)
     publisher.attach()
     silence = threading.Event()
     servers[1].faults["/update_weights_from_distributed"] = silence.wait
@@ -317,39 +254,8 @@ def test_a_server_that_falls_silent_costs_deadlines_and_the_other_is_served(serv
     result = publisher.publish(1, WEIGHTS.items())
 
     silence.set()
-    publisher.close()
     assert [failed.server for failed in result.failed] == [servers[1].url]
     assert runs(servers[0], "1")
-
-
-def test_a_session_and_a_pause_that_a_dead_trainer_left_are_ended(servers: list[FakeSglang]) -> None:
-    for fake in servers:
-        fake.is_updating = fake.is_paused = True
-    publisher = a_publisher(servers)
-
-    publisher.attach()
-    assert not any(fake.is_paused for fake in servers)
-    result = publisher.publish(2, WEIGHTS.items())
-
-    publisher.close()
-    assert result.failed == ()
-    assert all(runs(fake, "2") for fake in servers)
-
-
-def test_an_error_of_the_trainer_itself_frees_the_servers(
-    servers: list[FakeSglang], publisher: WeightPublisher
-) -> None:
-    class Failing:
-        def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-            yield from list(WEIGHTS.items())[:4]
-            raise MemoryError("no room to gather")
-
-    with pytest.raises(MemoryError):
-        publisher.publish(1, Failing())
-
-    assert not any(fake.is_paused for fake in servers)
-    assert publisher.publish(2, WEIGHTS.items()).failed == ()
-    assert all(runs(fake, "2") for fake in servers)
 
 
 # The control

@@ -278,8 +278,12 @@ def test_a_disk_that_fills_up_is_named_and_leaves_the_last_version_whole(version
 def test_a_version_that_cannot_fit_is_refused_before_anything_is_written(versions: VersionFolders) -> None:
     filled: list[Path] = []
 
+    def fill(folder: Path) -> tuple[dict[str, FileRecord], int]:
+        filled.append(folder)
+        return {}, 0
+
     with pytest.raises(DiskFullError, match="it takes about 1,000,000,000,000,000,000 bytes"):
-        versions.write("1", lambda folder: (filled.append(folder), ({}, 0))[1], needed_bytes=10**18)
+        versions.write("1", fill, needed_bytes=10**18)
 
     assert filled == []
 

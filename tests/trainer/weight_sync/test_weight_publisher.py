@@ -5,54 +5,20 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.weight_sync.fake_vllm import BUCKET_MIB, WEIGHTS, FakeVllm, at_call, broken, runs
-from trainer.weight_sync.config import WeightSyncConfig
-from trainer.weight_sync.connect import connect
+from tests.trainer.weight_sync.fake_vllm import FakeVllm
+from tests.trainer.weight_sync.publications import WEIGHTS, at_call, broken, runs, urls_of
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import ServerSyncError, WeightSyncError
 from trainer.weight_sync.publisher import WeightPublisher
 from trainer.weight_sync.states import Deadlines, Edge, State, advance
-
-
-@pytest.fixture
-def servers() -> Iterator[list[FakeVllm]]:
-    fakes = [FakeVllm(), FakeVllm()]
-    yield fakes
-    for fake in fakes:
-        fake.die()
-
-
-@pytest.fixture
-def publisher(servers: list[FakeVllm]) -> Iterator[WeightPublisher]:
-    publisher = connect([fake.url for fake in servers], WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=3.0))
-    yield publisher
-    publisher.close()
-
-
-def test_every_server_gets_the_weights_and_says_so(servers: list[FakeVllm], publisher: WeightPublisher) -> None:
-    result = publisher.publish(7, WEIGHTS.items())
-
-    assert [(server.server, server.weight_version) for server in result.servers] == [(s.url, "7") for s in servers]
-    assert result.failed == ()
-    assert all(runs(fake, "7") for fake in servers)
-
-
-def test_one_group_serves_many_publications(servers: list[FakeVllm], publisher: WeightPublisher) -> None:
-    publisher.attach()
-    for version in (1, 2, 3):
-        publisher.publish(version, WEIGHTS.items())
-
-    assert servers[0].calls.count("/init_weight_transfer_engine") == 1
-    assert all(runs(fake, "3") for fake in servers)
 
 
 def test_a_server_is_paused_before_it_is_sent_to_and_resumed_after_it_was_asked(
@@ -71,38 +37,11 @@ def test_a_server_is_paused_before_it_is_sent_to_and_resumed_after_it_was_asked(
     ]
 
 
-def test_a_server_that_is_not_there_is_named_and_the_other_is_served(
-    servers: list[FakeVllm], publisher: WeightPublisher
-) -> None:
-    servers[1].die()
-
-    result = publisher.publish(1, WEIGHTS.items())
-
-    assert [(failed.server, failed.error.edge) for failed in result.failed if failed.error] == [
-        (servers[1].url, Edge.ATTACH)
-    ]
-    assert runs(servers[0], "1")
-
-
-def test_a_server_that_dies_half_way_is_named_and_the_other_is_served(
-    servers: list[FakeVllm], publisher: WeightPublisher
-) -> None:
-    publisher.attach()
-    servers[1].faults["/update_weights"] = at_call(2, servers[1].die)
-    start = time.monotonic()
-
-    result = publisher.publish(1, WEIGHTS.items())
-
-    assert [failed.server for failed in result.failed] == [servers[1].url]
-    assert runs(servers[0], "1")
-    assert time.monotonic() - start < 3.0 * 3
-
-
 def test_a_server_that_answers_but_spoils_every_transfer_is_left_out(
-    servers: list[FakeVllm],
+    servers: list[FakeVllm], connected: Callable[..., WeightPublisher]
 ) -> None:
     servers[1].faults["/update_weights"] = broken
-    publisher = connect([fake.url for fake in servers], WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=60.0))
+    publisher = connected(urls_of(servers), timeout_s=60.0)
     start = time.monotonic()
 
     result = publisher.publish(1, WEIGHTS.items())
@@ -114,7 +53,6 @@ def test_a_server_that_answers_but_spoils_every_transfer_is_left_out(
     assert runs(servers[0], "1")
     assert not servers[1].is_paused
     assert time.monotonic() - start < 50  # nobody waited for a deadline
-    publisher.close()
 
 
 def test_a_server_that_falls_silent_costs_one_deadline(servers: list[FakeVllm], publisher: WeightPublisher) -> None:
@@ -133,31 +71,6 @@ def test_a_server_that_falls_silent_costs_one_deadline(servers: list[FakeVllm], 
     assert time.monotonic() - start < 3.0 * 3
 
 
-def test_a_server_restarted_between_two_publications_is_served_again(
-    servers: list[FakeVllm], publisher: WeightPublisher
-) -> None:
-    publisher.publish(1, WEIGHTS.items())
-    servers[1].restart()
-
-    result = publisher.publish(2, WEIGHTS.items())
-
-    assert result.failed == ()
-    assert all(runs(fake, "2") for fake in servers)
-    assert servers[0].calls.count("/pause") == 2  # noticed beforehand: no attempt was wasted
-
-
-def test_a_server_restarted_before_the_first_publication_is_served(
-    servers: list[FakeVllm], publisher: WeightPublisher
-) -> None:
-    publisher.attach()
-    servers[1].restart()  # reports "default", as it did when we met it
-
-    result = publisher.publish(1, WEIGHTS.items())
-
-    assert result.failed == ()
-    assert all(runs(fake, "1") for fake in servers)
-
-
 def test_a_server_that_reports_another_version_has_failed(servers: list[FakeVllm], publisher: WeightPublisher) -> None:
     publisher.attach()
     servers[1].faults["/reset_prefix_cache"] = lambda: setattr(servers[1], "version", "0")
@@ -172,61 +85,18 @@ def test_a_server_that_reports_another_version_has_failed(servers: list[FakeVllm
 
 
 @pytest.mark.parametrize("path", ["/pause", "/start_weight_update", "/update_weights", "/finish_weight_update"])
-def test_whatever_fails_every_server_is_resumed(servers: list[FakeVllm], path: str) -> None:
+def test_whatever_fails_every_server_is_resumed(
+    servers: list[FakeVllm], connected: Callable[..., WeightPublisher], path: str
+) -> None:
     for fake in servers:
         fake.faults[path] = broken
-    publisher = connect([fake.url for fake in servers], WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=2.0))
+    publisher = connected(urls_of(servers), timeout_s=2.0)
 
     with pytest.raises(WeightSyncError, match="no inference server runs the new weights"):
         publisher.publish(1, WEIGHTS.items())
 
     assert not any(fake.is_paused for fake in servers)
     assert all(fake.calls[-1] == "/resume" for fake in servers)
-    publisher.close()
-
-
-def test_an_error_of_the_trainer_itself_passes_through_and_the_servers_are_resumed(
-    servers: list[FakeVllm], publisher: WeightPublisher
-) -> None:
-    class Failing:
-        def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-            yield from list(WEIGHTS.items())[:4]
-            raise MemoryError("no room to gather")
-
-    with pytest.raises(MemoryError):
-        publisher.publish(1, Failing())
-
-    assert not any(fake.is_paused for fake in servers)
-    assert publisher.publish(2, WEIGHTS.items()).failed == ()
-    assert all(runs(fake, "2") for fake in servers)
-
-
-def test_a_new_trainer_takes_over_from_one_that_vanished_half_way(servers: list[FakeVllm]) -> None:
-    urls = [fake.url for fake in servers]
-    first = connect(urls, WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=3.0))
-    first.publish(1, WEIGHTS.items())
-    for fake in servers:
-        fake.respond("/pause", {})
-        fake.respond("/start_weight_update", {})
-    second = connect(urls, WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=3.0))
-
-    second.attach()
-    assert not any(fake.is_paused for fake in servers)
-    result = second.publish(2, WEIGHTS.items())
-
-    assert result.failed == ()
-    assert all(runs(fake, "2") for fake in servers)
-    first.close()
-    second.close()
-
-
-def test_an_iterator_survives_a_second_attempt(servers: list[FakeVllm], publisher: WeightPublisher) -> None:
-    servers[1].faults["/update_weights"] = at_call(2, broken)
-
-    result = publisher.publish(1, iter(WEIGHTS.items()))
-
-    assert result.failed == ()
-    assert all(runs(fake, "1") for fake in servers)
 
 
 def test_ensure_current_asks_each_server_once_and_sends_nothing_when_all_are_current(
@@ -241,25 +111,11 @@ def test_ensure_current_asks_each_server_once_and_sends_nothing_when_all_are_cur
     assert [fake.calls[n:] for fake, n in zip(servers, before, strict=True)] == [["/weight_info"], ["/weight_info"]]
 
 
-def test_ensure_current_sends_to_the_restarted_server_only(servers: list[FakeVllm], publisher: WeightPublisher) -> None:
-    publisher.publish(1, WEIGHTS.items())
-    servers[1].restart()
-    pauses = servers[0].calls.count("/pause")
-
-    result = publisher.ensure_current(1, WEIGHTS.items())
-
-    assert [server.weight_version for server in result.servers] == ["1", "1"]
-    assert runs(servers[1], "1")
-    assert servers[0].calls.count("/pause") == pauses
-
-
-def test_attaching_with_nobody_there_fails_at_once() -> None:
-    publisher = connect(["http://127.0.0.1:9"], WeightSyncConfig(timeout_s=3.0))
+def test_attaching_with_nobody_there_fails_at_once(connected: Callable[..., WeightPublisher]) -> None:
+    publisher = connected(["http://127.0.0.1:9"])
 
     with pytest.raises(WeightSyncError, match=r"127\.0\.0\.1:9"):
         publisher.attach()
-
-    publisher.close()
 
 
 @given(edges=st.lists(st.sampled_from(list(Edge)), max_size=8))
@@ -361,5 +217,5 @@ def test_a_connection_is_never_used_twice() -> None:
 
     control.resume(timeout_s=2)
 
-    assert len(fake._connections) == 2
+    assert len(fake.http.connections) == 2
     fake.die()

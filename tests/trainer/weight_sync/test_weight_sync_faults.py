@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,11 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.weight_sync import doomed_trainer
-from tests.trainer.weight_sync.fake_vllm import BUCKET_MIB, WEIGHTS, FakeVllm, at_call, broken, runs
+from tests.trainer.weight_sync.fake_vllm import FakeVllm
+from tests.trainer.weight_sync.publications import WEIGHTS, at_call, broken, generates, runs, urls_of
 from tests.trainer.weight_sync.stalling_proxy import StallingProxy
 from trainer.weight_sync import fan_out, passage
-from trainer.weight_sync.config import WeightSyncConfig
-from trainer.weight_sync.connect import connect
 from trainer.weight_sync.engines.control import UNKNOWN_VERSION, EngineControl
 from trainer.weight_sync.engines.vllm import VllmControl
 from trainer.weight_sync.errors import ServerSyncError, TakenOverError, VersionOrderError, WeightSyncError
@@ -44,36 +43,10 @@ EVERY_STEP = {
 
 
 @pytest.fixture
-def servers() -> Iterator[list[FakeVllm]]:
-    fakes = [FakeVllm(), FakeVllm()]
-    yield fakes
-    for fake in fakes:
-        fake.die()
-
-
-@pytest.fixture
-def connected() -> Iterator[Callable[..., WeightPublisher]]:
-    """Publishers to these URLs, closed at the end."""
-    publishers: list[WeightPublisher] = []
-
-    def connected(urls: Sequence[str], *, timeout_s: float = 3.0, **options: Any) -> WeightPublisher:
-        publishers.append(connect(urls, WeightSyncConfig(bucket_mib=BUCKET_MIB, timeout_s=timeout_s, **options)))
-        return publishers[-1]
-
-    yield connected
-    for publisher in publishers:
-        publisher.close()
-
-
-@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (fan_out, gloo_group, passage):
         monkeypatch.setattr(module, "GRACE_S", 0.3)
     monkeypatch.setattr(gloo_group, "READY_TIMEOUT_S", 0.3)
-
-
-def urls_of(servers: Sequence[FakeVllm]) -> list[str]:
-    return [fake.url for fake in servers]
 
 
 def until(condition: Callable[[], bool], *, timeout_s: float = 40.0) -> bool:
@@ -152,7 +125,7 @@ class TestAServerThatFails:
         assert failed.error is not None
         assert (failed.server, failed.error.edge) == (servers[1].url, Edge.SEND)
         assert "layer.0.weight" in failed.error.reason
-        assert runs(servers[1], "1")
+        assert generates(servers[1], "1")
         assert runs(servers[0], "2")
 
     def test_that_answers_questions_but_never_ends_a_transfer_is_left_out(

@@ -1,0 +1,44 @@
+"""Servers and publishers. A module for another engine has `servers` of its own; the publishers go to those."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from tests.trainer.weight_sync.fake_vllm import FakeVllm
+from tests.trainer.weight_sync.publications import BUCKET_MIB, FakeServer, serving, urls_of
+from trainer.weight_sync.config import WeightSyncConfig
+from trainer.weight_sync.connect import connect
+from trainer.weight_sync.publisher import WeightPublisher
+
+
+@pytest.fixture
+def servers() -> Iterator[list[FakeVllm]]:
+    with serving(FakeVllm(), FakeVllm()) as fakes:
+        yield fakes
+
+
+@pytest.fixture
+def connected(servers: Sequence[FakeServer]) -> Iterator[Callable[..., WeightPublisher]]:
+    """Publishers to these URLs, closed at the end."""
+    publishers: list[WeightPublisher] = []
+
+    def connected(urls: Sequence[str], *, timeout_s: float = 3.0, **options: Any) -> WeightPublisher:
+        config = WeightSyncConfig(transport="gloo", bucket_mib=BUCKET_MIB, timeout_s=timeout_s, **options)
+        publishers.append(connect(urls, config))
+        return publishers[-1]
+
+    yield connected
+    for publisher in publishers:
+        publisher.close()
+    for fake in servers:
+        fake.die()
+    for publisher in publishers:
+        publisher._calls.shutdown(wait=True)  # calls that a test left behind end with their server
+
+
+@pytest.fixture
+def publisher(servers: Sequence[FakeServer], connected: Callable[..., WeightPublisher]) -> WeightPublisher:
+    return connected(urls_of(servers))
