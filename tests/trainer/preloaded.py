@@ -11,6 +11,7 @@ import tests.trainer.fault_worker
 import tests.trainer.gradient_worker
 import tests.trainer.rank_worker
 import tests.trainer.supervised.rank_worker
+import tests.trainer.weight_sync.doomed_trainer
 
 # What is collected in a rank is then not all this again.
 gc.freeze()

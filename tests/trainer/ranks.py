@@ -64,15 +64,17 @@ def _start(main: Main, arguments: Sequence[str], ranks: int, output: str) -> lis
     if ranks > 1:
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         variables |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {} for rank in range(ranks)]
+    return [start_forked(_be_rank, main, arguments, {**variables, **each}, output) for each in own]
+
+
+def start_forked(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
+    """Start a process that has everything imported. Kill it."""
     _processes.set_forkserver_preload(["tests.trainer.preloaded"])
-    started = []
-    with patch.dict(os.environ, _VARIABLES):  # for the process that they are forked from, should it start now
-        for rank in range(ranks):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            process = _processes.Process(target=_be_rank, args=(main, arguments, {**variables, **own}, output))
-            process.start()
-            started.append(process)
-    return started
+    process = _processes.Process(target=target, args=arguments, daemon=True)
+    with patch.dict(os.environ, _VARIABLES):  # for the process that it is forked from, should that start now
+        process.start()
+    return process
 
 
 def _end(started: list[ForkServerProcess], deadline: float) -> int | None:

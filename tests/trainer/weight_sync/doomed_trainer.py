@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from multiprocessing.process import BaseProcess
 
+from tests.trainer.ranks import start_forked
 from tests.trainer.weight_sync.publications import BUCKET_MIB, WEIGHTS
 from trainer.weight_sync.config import WeightSyncConfig
 from trainer.weight_sync.connect import connect
-
-# Forked from a server that has imported torch once, and that has no threads yet.
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload([__name__])
 
 
 def _publish(urls: list[str]) -> None:
@@ -23,6 +19,4 @@ def _publish(urls: list[str]) -> None:
 
 def start(urls: list[str]) -> BaseProcess:
     """Start the trainer. Kill it."""
-    process = _processes.Process(target=_publish, args=(urls,), daemon=True)
-    process.start()
-    return process
+    return start_forked(_publish, urls)
