@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
 from atroposlib.errors import AtroposError
@@ -74,7 +74,7 @@ class EventLog:
         finally:
             self._watchers -= 1
 
-    async def follow(self, event_id: int, *, keep_alive_s: float = KEEP_ALIVE_S) -> AsyncIterator[list[Event]]:
+    async def follow(self, event_id: int, *, keep_alive_s: float = KEEP_ALIVE_S) -> AsyncGenerator[list[Event], None]:
         """The events behind this id, then new ones as they come, until the log is closed.
 
         Yields:

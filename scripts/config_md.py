@@ -119,7 +119,8 @@ def sections() -> Iterator[str]:
     )
     yield _section(
         "Environment: teaching",
-        "Environments that derive from `TeacherEnv`; the servers of student and reference teacher are `--student.*` and `--reference.*`, options as below",
+        "Environments that derive from `TeacherEnv`; student and reference teacher are `--student.*` and `--reference.*`, "
+        "options as below",
         _model_rows(TeacherEnvConfig, BaseEnvConfig),
     )
     yield _section("Environment: chain_sum", _first_line(ChainSumConfig), _model_rows(ChainSumConfig, BaseEnvConfig))

@@ -84,8 +84,8 @@ def main() -> None:
         for repetition in range(args.repetitions):
             for micro_batch in args.micro_batch:
                 progress(f"TRL, micro batch {micro_batch}, repetition {repetition + 1}")
-                command = [peer_python("trl"), "-P", ROOT / "benchmarks" / "trainer" / "trl_steps.py"]
-                arguments = [args.model, folder / "workload.json", str(micro_batch), folder / "trl"]
+                command: list[str | Path] = [peer_python("trl"), "-P", ROOT / "benchmarks" / "trainer" / "trl_steps.py"]
+                arguments: list[str | Path] = [args.model, folder / "workload.json", str(micro_batch), folder / "trl"]
                 answer = run([*command, *arguments], cwd=folder, threads=args.threads)
                 results.setdefault(f"TRL, micro batch {micro_batch}", []).append(answer)
             progress(f"ours, repetition {repetition + 1}")

@@ -108,7 +108,7 @@ def usage(n: int) -> CompletionUsage:
 class TextServer(FakeServer):
     """Returns no token ids."""
 
-    returns_tokens = False  # type: ignore[assignment]
+    returns_tokens = False
 
 
 def a_pool(names: str, *, cls: type[FakeServer] = FakeServer, **config: Any) -> tuple[ServerManager, Sequence[Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -364,8 +364,9 @@ async def test_a_sender_that_adds_to_groups_and_calls_super_works(make_env: Make
     env = make_env()
     send = env.handle_send_to_api
 
-    async def enriched(scored_data: Any, item: Any = None, **more: Any) -> None:
-        await send({**scored_data, "group_overrides": {"task_id": item}}, item, **more)
+    async def enriched(scored_data: Any, item: Any = None, *args: Any, **more: Any) -> None:
+        group: Any = {**scored_data, "group_overrides": {"task_id": item}}
+        await send(group, item, *args, **more)
 
     env.handle_send_to_api = enriched  # type: ignore[method-assign]
     server = FakeRolloutServer()
@@ -573,10 +574,10 @@ async def test_servers_come_from_the_registry_where_the_config_says_so(make_env:
             entries = [InferenceServerStatus(server=server, last_seen_s=0.0) for server in servers]
             return (await super().status()).model_copy(update={"inference_servers": entries, "policy_version": 0})
 
-    async def noted(urls: list[str]) -> None:
+    async def noted(urls: Collection[str]) -> None:
         synced.append(urls)
 
-    synced: list[list[str]] = []
+    synced: list[Collection[str]] = []
     for wanted in (False, True):
         env = make_env(servers_from_registry=wanted)
         env.server.sync_servers = noted  # type: ignore[method-assign]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -202,8 +202,9 @@ def test_no_url_is_a_mistake_and_null_means_openai(monkeypatch: pytest.MonkeyPat
 def test_openai_flags_and_file_change_the_default_servers() -> None:
     default = [APIServerConfig(base_url="http://a/v1", model_name="a")]
 
-    [server] = resolve_openai_configs(
+    servers = resolve_openai_configs(
         default, None, {"openai": {"model_name": "file", "timeout": 7}}, {"openai.model_name": "flag", "env.x": 1}
-    )  # type: ignore[misc, union-attr]
+    )
+    [server] = cast("list[APIServerConfig]", servers)
 
     assert (server.base_url, server.model_name, server.timeout) == ("http://a/v1", "flag", 7)

@@ -25,12 +25,13 @@ from atroposlib.envs.processing.limits import (
 from atroposlib.envs.processing.process import process
 from atroposlib.envs.processing.resume import ProcessOutput, journal_of, recover, whole_items
 from atroposlib.errors import ConfigError, RolloutError
+from atroposlib.type_definitions import ScoredDataGroup
 from tests.envs.fakes import CountingEnv, a_scored_group
 
 MakeEnv = Callable[..., CountingEnv]
 
 
-def group_of(item: Any) -> dict[str, Any]:
+def group_of(item: Any) -> ScoredDataGroup:
     return {**a_scored_group((float(item), -1.0)), "messages": [[{"role": "user", "content": f"item {item}"}]] * 2}
 
 
@@ -169,7 +170,9 @@ async def test_an_environment_that_never_worked_ends_at_once_with_its_own_error(
 
 async def test_a_single_broken_item_costs_only_itself(make_env: MakeEnv, path: Path) -> None:
     def make(item: int) -> Any:
-        return group_of(item) if item != 3 else {}["missing"]
+        if item == 3:
+            raise KeyError("missing")
+        return group_of(item)
 
     summary = await process(make_env(make, total_steps=6), path)
 
@@ -236,7 +239,7 @@ async def test_items_that_lead_to_further_items(make_env: MakeEnv, path: Path) -
             return (None, [item + 100, item + 200]) if item < 100 else (group_of(item), [])
 
     plain = make_env()
-    env = Stages(plain.config.model_copy(update={"total_steps": 6}), plain.server.servers[0].config)  # type: ignore[arg-type]
+    env = Stages(plain.config.model_copy(update={"total_steps": 6}), plain.server.servers[0].config)
     env.items = iter([0, 1, 2, None])  # type: ignore[assignment]
 
     await process(env, path)
@@ -250,8 +253,8 @@ async def test_an_item_of_several_groups_and_an_override_of_sending(make_env: Ma
             await super().handle_send_to_api([scored_data, None, group_of(item + 1000)], item, *args, **options)
 
     plain = make_env()
-    env = Doubling(plain.config.model_copy(update={"total_steps": 3}), plain.server.servers[0].config)  # type: ignore[arg-type]
-    env.make = group_of  # type: ignore[assignment]
+    env = Doubling(plain.config.model_copy(update={"total_steps": 3}), plain.server.servers[0].config)
+    env.make = group_of
 
     await process(env, path)
 

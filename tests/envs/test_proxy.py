@@ -26,8 +26,8 @@ from atroposlib.errors import ConfigError, ModelServerError, RolloutError, Unkno
 from atroposlib.testing.mock_inference import MockInferenceServer
 from tests.envs.session_fakes import ScriptedServer
 
-USER = {"role": "user", "content": "1 + 1?"}
-TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+USER: Any = {"role": "user", "content": "1 + 1?"}
+TOOLS: list[Any] = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
 URL = "http://one:9001/v1"
 
@@ -130,10 +130,11 @@ async def test_an_agent_with_an_openai_client_fills_the_session(url: str) -> Non
 
     async with await create_proxy_session(url) as session:
         async with AsyncOpenAI(base_url=session.get_url(), api_key="none") as agent:
-            answer = await agent.chat.completions.create(model="x", messages=[USER], tools=TOOLS)  # type: ignore[list-item, call-overload]
+            answer = await agent.chat.completions.create(model="x", messages=[USER], tools=TOOLS)
         state = await session.fetch_state()
 
-    assert answer.choices[0].message.tool_calls[0].function.name == "add"
+    calls: Any = answer.choices[0].message.tool_calls
+    assert calls[0].function.name == "add"
     assert len(state["nodes"]) == 1
 
 

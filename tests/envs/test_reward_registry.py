@@ -277,7 +277,7 @@ def test_minmax_stretches_the_rewards_of_a_call() -> None:
 
 
 def test_a_failing_part_fails_the_whole_unless_it_pays_zeros() -> None:
-    broken = {"error": ValueError("x"), "name": "broken"}
+    broken: dict[str, Any] = {"error": ValueError("x"), "name": "broken"}
 
     with pytest.raises(RolloutError, match="'broken' failed"):
         CombinedReward([Constant(), Constant(**broken)])(["x"])

@@ -43,7 +43,7 @@ class Watch:
         self.env = env
         self.started_beside: list[int] = []
         self.in_flight_beside = 0
-        env.evaluate = self.evaluate  # type: ignore[method-assign,assignment]
+        env.evaluate = self.evaluate  # type: ignore[method-assign]
 
     async def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         before = len(self.env.collected)
@@ -140,7 +140,7 @@ async def test_an_evaluation_that_still_runs_is_not_doubled(
         running -= 1
         return {"accuracy": 1.0}
 
-    env.evaluate = evaluate  # type: ignore[method-assign,assignment]
+    env.evaluate = evaluate  # type: ignore[method-assign]
 
     await run(env, server)
 

@@ -96,8 +96,9 @@ async def test_what_is_too_long_still_counts_among_the_lengths(make_env: MakeEnv
 async def test_absent_columns_become_none_and_what_is_given_stays(make_env: MakeEnv) -> None:
     env = make_env()
     link = linked(env)
+    group: Any = {**a_scored_group(), "overrides": [{"a": 1}, {}], "own_key": 5}
 
-    await env.handle_send_to_api({**a_scored_group(), "overrides": [{"a": 1}, {}], "own_key": 5})  # type: ignore[typeddict-unknown-key]
+    await env.handle_send_to_api(group)
 
     sent: Any = link.sent[0][0]
     assert {name: sent[name] for name in ("ref_logprobs", "group_overrides", "distill_token_ids", "distill_logprobs")} == {
@@ -111,10 +112,10 @@ async def test_messages_are_filled_only_where_asked_for_and_absent(make_env: Mak
     env.tokenizer = tokenizer
     link = linked(env)
     text = [*tokenizer.encode("hello")]
-    group = {"tokens": [text, text], "masks": [text, text], "scores": [0.0, 1.0]}
+    group: ScoredDataGroup = {"tokens": [text, text], "masks": [text, text], "scores": [0.0, 1.0]}
 
-    await env.handle_send_to_api({**group})  # type: ignore[typeddict-item]
-    await env.handle_send_to_api({**group, "messages": ["mine", "mine"]})  # type: ignore[typeddict-item]
+    await env.handle_send_to_api({**group})
+    await env.handle_send_to_api({**group, "messages": ["mine", "mine"]})
 
     assert link.sent[0][0]["messages"] == [[{"role": "user", "content": "hello"}]] * 2
     assert link.sent[1][0]["messages"] == ["mine", "mine"]

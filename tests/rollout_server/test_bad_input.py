@@ -112,7 +112,8 @@ def with_column(name: str, index: int, value: float) -> bytes:
     values = getattr(group, name)
     array = np.zeros(group.n_tokens, dtype=np.float32) if values is None else values.copy()
     array[index] = value
-    return encode_group(replace(group, **{name: array}))
+    changed: dict[str, Any] = {name: array}
+    return encode_group(replace(group, **changed))
 
 
 def overlapping() -> bytes:

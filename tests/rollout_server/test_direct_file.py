@@ -48,13 +48,13 @@ def test_what_was_written_is_never_gone_for_a_moment(tmp_path: Path, monkeypatch
     """Each write of a block repeats what the block held: torn anywhere, it damages nothing older."""
     file = a_file(tmp_path / "file")
     written: list[tuple[int, bytes]] = []
-    pwrite = direct_file.os.pwrite
+    pwrite = os.pwrite
 
     def note(descriptor: int, data: memoryview, offset: int) -> int:
         written.append((offset, bytes(data)))
         return pwrite(descriptor, data, offset)
 
-    monkeypatch.setattr(direct_file.os, "pwrite", note)
+    monkeypatch.setattr(os, "pwrite", note)
     file.write(0, [b"a" * 10])
     file.write(10, [b"b" * BLOCK_BYTES])
     file.close()
@@ -79,7 +79,7 @@ def test_a_file_that_refuses_its_first_write_is_closed(tmp_path: Path, monkeypat
         descriptors.append(descriptor)
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(direct_file.os, "pwrite", refuse)
+    monkeypatch.setattr(os, "pwrite", refuse)
     with pytest.raises(OSError, match="Invalid argument"):
         DirectFile(tmp_path / "file")
 

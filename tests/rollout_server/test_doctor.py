@@ -26,9 +26,8 @@ def an_env(name: str = "math", **facts: Any) -> EnvStatus:
 
 def a_server(**facts: Any) -> InferenceServerStatus:
     last_seen_s = facts.pop("last_seen_s", 1.0)
-    return InferenceServerStatus(
-        server=InferenceServer(**({"url": "http://gpu:9001/v1", "policy_version": 5} | facts)), last_seen_s=last_seen_s
-    )
+    healthy: dict[str, Any] = {"url": "http://gpu:9001/v1", "policy_version": 5}
+    return InferenceServerStatus(server=InferenceServer(**(healthy | facts)), last_seen_s=last_seen_s)
 
 
 def a_status(**facts: Any) -> Status:

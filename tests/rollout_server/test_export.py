@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from atroposlib.errors import ConfigError
-from atroposlib.wire.columns import Group, encode_group, read_blobs
+from atroposlib.wire.columns import Group, decode_groups, encode_group, read_blobs
 from rollout_server.run_database import export, records
 from rollout_server.run_database.export import parse_states, parse_steps
+from rollout_server.run_database.export_parquet import ParquetWriter
+from rollout_server.run_database.recorded import open_recorded
 from rollout_server.stores.base import StoreLimits
 from rollout_server.stores.embedded import SQLiteStore
 from tests.builders import a_group, a_run
@@ -104,11 +106,11 @@ async def test_parquet_holds_a_row_a_sequence(run_folder: Path) -> None:
 
 async def test_parquet_is_written_in_row_groups_as_they_fill(run_folder: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    recorded = export.open_recorded(run_folder)
+    recorded = open_recorded(run_folder)
     path = run_folder / "small.parquet"
-    writer = export.ParquetWriter(path, recorded.run, row_group_bytes=1)
+    writer = ParquetWriter(path, recorded.run, row_group_bytes=1)
     for group_record, payload in recorded.groups():
-        for group in export.decode_groups(payload):
+        for group in decode_groups(payload):
             writer.write(group_record, group)
     writer.close()
     recorded.close()

@@ -7,12 +7,14 @@ The stream of events is left out because it does not end.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from rollout_server.app import create_app
@@ -40,10 +42,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 DESCRIPTION = schemathesis.openapi.from_dict(create_app(ServerConfig()).openapi())
+FOUND = [cast("Ok[Any]", found).ok() for found in DESCRIPTION.get_all_operations()]
 OPERATIONS = {
-    found.ok().label: found.ok()
-    for found in DESCRIPTION.get_all_operations()
-    if found.ok().path.startswith(("/v1/", "/healthz", "/readyz", "/metrics")) and found.ok().path != "/v1/events"
+    operation.label: operation
+    for operation in FOUND
+    if operation.path.startswith(("/v1/", "/healthz", "/readyz", "/metrics")) and operation.path != "/v1/events"
 }
 PLAYS = [
     *((label, GenerationMode.POSITIVE) for label in OPERATIONS),
@@ -52,7 +55,7 @@ PLAYS = [
 ]
 
 
-def without_waiting(case: schemathesis.Case) -> schemathesis.Case:
+def without_waiting(case: schemathesis.Case[Any]) -> schemathesis.Case[Any]:
     """A long-poll that may wait waits for nothing."""
     if isinstance(case.body, dict) and case.body.get("wait_s") in range(61):
         case.body = {**case.body, "wait_s": 0}
@@ -63,7 +66,7 @@ def without_waiting(case: schemathesis.Case) -> schemathesis.Case:
 def test_the_server_answers_as_its_description_says(url: str, label: str, mode: GenerationMode) -> None:
     @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(case=OPERATIONS[label].as_strategy(mode))
-    def play(case: schemathesis.Case) -> None:
+    def play(case: schemathesis.Case[Any]) -> None:
         answer = without_waiting(case).call(base_url=url, headers=AS_ADMIN)
         # What fits a schema may still name a run, step or session that is not there.
         case.validate_response(answer, excluded_checks=[positive_data_acceptance], headers=AS_ADMIN)

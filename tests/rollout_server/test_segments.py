@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout_server.stores import direct_file
 from rollout_server.stores import segments as module
 from rollout_server.stores.direct_file import DirectFile
 from rollout_server.stores.payloads import Place, split
@@ -209,7 +209,7 @@ def test_a_file_system_that_refuses_the_first_direct_write_is_written_through_th
     def refuse(descriptor: int, data: memoryview, offset: int) -> int:
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(direct_file.os, "pwrite", refuse)
+    monkeypatch.setattr(os, "pwrite", refuse)
     segments = a_folder(tmp_path, is_synced=True)
 
     places = put(segments, b"one", b"two")

@@ -19,4 +19,6 @@ def bytes_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def patient_with_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine holds up an event loop for longer than the tenth of a second that check_env allows an environment."""
-    monkeypatch.setitem(LoopWatch.__init__.__kwdefaults__, "threshold_s", 5.0)
+    defaults = LoopWatch.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "threshold_s", 5.0)

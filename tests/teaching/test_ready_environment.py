@@ -78,6 +78,7 @@ async def test_serve_sends_exact_tokens_to_the_trainer(
         assert group.inference_logprobs is not None
         assert (group.inference_logprobs[group.loss_mask.astype(bool)] <= 0).all()
         assert group.finish_reasons == ("stop", "stop")
+        assert group.group_overrides is not None
         assert group.group_overrides["teaching"]["baseline_score"] == 0.0
     assert (tmp_path / "run" / "baselines.sqlite").exists()
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -363,9 +363,8 @@ class ScriptedJudges:
 
 
 def judged_by(env: TeacherEnv) -> ScriptedJudges:
-    judges: Any = ScriptedJudges()
-    env.rim = judges
-    env.payment._judges = judges
+    judges = ScriptedJudges()
+    env.rim = env.payment._judges = cast("Any", judges)
     return judges
 
 

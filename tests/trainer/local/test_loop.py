@@ -195,22 +195,28 @@ def test_a_service_that_dies_for_good_is_told(tmp_path: Path, monkeypatch: pytes
 def test_a_signal_to_the_process_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
     script = textwrap.dedent(
         f"""
+        import signal
         import time
         from pathlib import Path
         from atroposlib.launch.run_folder import RunFolder
         from trainer.local.loop import LocalLoop
 
+        # Background jobs of a shell inherit that Ctrl-C is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with LocalLoop(RunFolder(Path({str(tmp_path)!r})), None) as loop:
             print(loop.pids()["rollout-server"], flush=True)
             time.sleep(60)
         """
     )
-    user = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert user.stdout is not None
-    pid = int(user.stdout.readline())
-
-    user.send_signal(number)
-    _, said = user.communicate(timeout=DEADLINE_S)
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as user:
+        assert user.stdout is not None
+        pid = int(user.stdout.readline())
+        user.send_signal(number)
+        try:
+            _, said = user.communicate(timeout=DEADLINE_S)
+        finally:
+            user.kill()
 
     wait_until(lambda: not is_alive(pid))
     assert user.returncode != 0

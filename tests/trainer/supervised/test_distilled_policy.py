@@ -14,7 +14,7 @@ from trainer.supervised.distilled_policy import DistilledPolicy, Divergence
 SOFTMAXES = (torch.ops.aten._log_softmax.default, torch.ops.aten._softmax.default)
 
 
-class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
+class Count(TorchDispatchMode):
     """How often a distribution over the vocabulary is made of logits."""
 
     def __init__(self) -> None:

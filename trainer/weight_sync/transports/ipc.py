@@ -193,7 +193,7 @@ class CudaIpcDevice:
         """See IpcDevice.export."""
         from torch.multiprocessing.reductions import reduce_tensor
 
-        _, arguments = reduce_tensor(buffer)  # type: ignore[no-untyped-call]
+        _, arguments = reduce_tensor(buffer)
         return {self._uuid: arguments}
 
     def flush(self) -> None:
@@ -202,7 +202,7 @@ class CudaIpcDevice:
 
     def collect(self) -> None:
         """See IpcDevice.collect."""
-        torch.cuda.ipc_collect()  # type: ignore[no-untyped-call]
+        torch.cuda.ipc_collect()
 
 
 def update_info(chunk: Chunk, handles: Handles) -> dict[str, Any]:

@@ -95,8 +95,8 @@ class CudaSender:
         torch.cuda.synchronize()  # the optimizer's kernels ran on a stream of another thread
         largest_bytes = max((chunk.size_bytes for chunk in chunks), default=0)
         buffers = [torch.empty(largest_bytes, dtype=torch.uint8, device=self._device) for _ in range(2)]
-        left = [torch.cuda.Event() for _ in buffers]  # type: ignore[no-untyped-call]
-        packing, sending = torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        left = [torch.cuda.Event() for _ in buffers]
+        packing, sending = torch.cuda.Stream(), torch.cuda.Stream()
         pairs = iter(weights)
         for i, chunk in enumerate(chunks):
             buffer = buffers[i % 2][: chunk.size_bytes]
