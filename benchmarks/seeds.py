@@ -1,4 +1,5 @@
-"""One configuration of `atropos up` on several seeds, one after another: held-out reward before and after, and what was counted.
+"""One configuration of `atropos up` on several seeds, one after another: held-out reward before and after, its
+change with the 95 % interval over items, and what was counted.
 
 python -m benchmarks.seeds                                                   the demo, seeds 0, 1 and 2
 python -m benchmarks.seeds --config configs/teacher_quickstart.yaml 3 4
@@ -10,9 +11,10 @@ import argparse
 import json
 import subprocess
 from pathlib import Path
+from statistics import fmean, stdev
 
 COLUMNS = (
-    "heldout_reward_before", "heldout_reward_after", "steps", "wall_s", "sequences_trained", "sequences_lost",
+    "heldout_reward_before", "heldout_reward_after", "heldout_change", "steps", "wall_s", "sequences_trained", "sequences_lost",
     "sequences_repeated", "max_staleness_seen",
 )  # fmt: skip
 
@@ -26,6 +28,11 @@ def main() -> None:
     print("| seed | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
     for seed, summary in rows:
         print(f"| {seed} | " + " | ".join(_show(summary.get(column)) for column in COLUMNS) + " |")
+    changes = [change["mean"] for _, summary in rows if isinstance(change := summary["heldout_change"], dict)]
+    if len(changes) > 1:
+        print(
+            f"\nmean change {fmean(changes):+.3f}, standard error over {len(changes)} seeds {stdev(changes) / len(changes) ** 0.5:.3f}"
+        )
 
 
 def summary_of(config: Path, seed: int) -> dict[str, object]:
@@ -41,6 +48,8 @@ def summary_of(config: Path, seed: int) -> dict[str, object]:
 
 
 def _show(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{value['mean']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

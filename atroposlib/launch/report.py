@@ -14,7 +14,7 @@ from atroposlib.launch.alarm_periods import AlarmPeriod, alarm_periods
 from atroposlib.launch.jsonl import Line, read_jsonl, surviving_history
 from atroposlib.launch.report_figure import Run, draw_figure, minutes, shown
 from atroposlib.launch.run_folder import RunFolder
-from atroposlib.launch.summary import Summary
+from atroposlib.launch.summary import Summary, gain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,12 +63,14 @@ def _page(folder: RunFolder, summary: Summary, svg_base64: str, alarms: Sequence
 
 
 def _cards(summary: Summary) -> str:
-    before, after = summary.heldout_reward_before, summary.heldout_reward_after
-    gain = f"{after - before:+.3f}" if before is not None and after is not None else ""
     push = summary.weight_push_s_median
     allowed = summary.max_staleness_allowed
     cards = [
-        ("held-out reward", f"{shown(before)} → {shown(after)}", gain),
+        (
+            "held-out reward",
+            f"{shown(summary.heldout_reward_before)} → {shown(summary.heldout_reward_after)}",
+            gain(summary),
+        ),
         ("steps", str(summary.steps), f"in {minutes(summary.wall_s)}"),
         ("sequences trained", f"{summary.sequences_trained:,}", f"{summary.tokens_trained:,} tokens"),
         ("lost / repeated", f"{summary.sequences_lost} / {summary.sequences_repeated}", "sequences, counted"),

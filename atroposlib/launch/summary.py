@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 from rich.table import Table
 
+from atroposlib.launch.heldout import Change, heldout_change, heldout_rewards
 from atroposlib.launch.jsonl import Line, read_jsonl, surviving_history
 from atroposlib.launch.run_folder import RunFolder
 from atroposlib.wire.models import GroupRecord
@@ -145,6 +145,8 @@ class Summary:
     """finished, or why the run ended early."""
     heldout_reward_before: float | None
     heldout_reward_after: float | None
+    heldout_change: Change | None
+    """By pairs of samples of the same item; None where the environment keeps none."""
     steps: int
     wall_s: float
     """All sessions of the run, start-up and evaluation included."""
@@ -180,13 +182,15 @@ def summarise(folder: RunFolder, *, outcome: str = "finished", max_staleness_all
     history = surviving_history(metrics)
     events = read_jsonl(folder.events)
     counted = account(delivered, trained, read_server_ledger(folder.server_ledger))
-    before, after = heldout_rewards(folder.evaluation("before")), heldout_rewards(folder.evaluation("after"))
+    evaluations = folder.evaluation("before"), folder.evaluation("after")
+    before, after = map(heldout_rewards, evaluations)
     pushes = [float(line["time/sync_s"]) for line in metrics if line.get("time/sync_s")]
     return Summary(
         run_id=folder.run_id,
         outcome=outcome,
         heldout_reward_before=fmean(before.values()) if before else None,
         heldout_reward_after=fmean(after.values()) if after else None,
+        heldout_change=heldout_change(*evaluations),
         steps=len(surviving_history(trained)) or len(history),
         wall_s=round(wall_s(events), 2),
         sequences_trained=counted.sequences_trained,
@@ -215,19 +219,6 @@ def read_server_ledger(path: Path) -> list[GroupRecord] | None:
     if not path.is_file():
         return None
     return [GroupRecord.model_validate(record) for record in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def heldout_rewards(folder: Path) -> dict[str, float]:
-    """Held-out reward of each environment that was evaluated into this folder."""
-    rewards = {}
-    for path in sorted(folder.rglob("metrics.json")):
-        try:
-            results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]["all"]
-            name = path.parent.name if path.parent != folder else "all"
-            rewards[name] = float(results["heldout_reward"])
-        except (ValueError, KeyError, TypeError):
-            continue  # half written, or an environment that measures something else
-    return rewards
 
 
 def max_staleness_seen(trained: Sequence[Line], metrics: Sequence[Line]) -> int | None:
@@ -269,9 +260,8 @@ def summary_table(summary: Summary) -> Table:
     table = Table(title=f"run {summary.run_id}: {summary.outcome}", show_header=False, title_justify="left")
     table.add_column(style="dim")
     table.add_column()
-    before, after = summary.heldout_reward_before, summary.heldout_reward_after
-    gain = f"   ({after - before:+.3f})" if before is not None and after is not None else ""
-    table.add_row("held-out reward", f"[bold green]{_shown(before)} → {_shown(after)}[/]{gain}")
+    before, after = _shown(summary.heldout_reward_before), _shown(summary.heldout_reward_after)
+    table.add_row("held-out reward", f"[bold green]{before} → {after}[/]   {gain(summary)}".rstrip())
     allowed = "" if summary.max_staleness_allowed is None else f" (allowed: {summary.max_staleness_allowed})"
     push = summary.weight_push_s_median
     rows = {
@@ -294,6 +284,14 @@ def summary_table(summary: Summary) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def gain(summary: Summary) -> str:
+    """Of the held-out reward, with its 95 % interval where that is known; nothing where one side is not."""
+    before, after = summary.heldout_reward_before, summary.heldout_reward_after
+    if before is None or after is None:
+        return ""
+    return f"({summary.heldout_change or f'{after - before:+.3f}'})"
 
 
 def _shown(value: float | None) -> str:

@@ -19,13 +19,14 @@ from atroposlib.errors import AtroposError
 from atroposlib.launch.commands import Command, Plan
 from atroposlib.launch.config import EnvironmentSection, UpConfig, check_files
 from atroposlib.launch.events import EventLog
+from atroposlib.launch.heldout import heldout_rewards
 from atroposlib.launch.inference import explain_failure, has_gpu, wait_until_ready
 from atroposlib.launch.jsonl import read_jsonl
 from atroposlib.launch.ports import assign_ports
 from atroposlib.launch.processes import Child, ProcessSpec, RestartConfig, Supervisor
 from atroposlib.launch.readiness import until_it_answers
 from atroposlib.launch.run_folder import RunFolder
-from atroposlib.launch.summary import Summary, heldout_rewards, summarise
+from atroposlib.launch.summary import Summary, summarise
 from atroposlib.launch.telemetry import Telemetry
 from atroposlib.launch.view import show
 from atroposlib.wire.models import GroupRecord

@@ -17,6 +17,8 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from unittest.mock import patch
 
+import torch
+
 from tests.processes import free_port
 
 Main = Callable[[Sequence[str]], int | None]
@@ -95,7 +97,5 @@ def _be_rank(main: Main, arguments: Sequence[str], variables: dict[str, str], ou
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.environ.update(variables)
-    import torch
-
     torch.set_num_threads(1)
     sys.exit(main(arguments))

@@ -39,9 +39,11 @@ FakeT = TypeVar("FakeT", bound=FakeServer)
 
 @contextmanager
 def serving(*fakes: FakeT) -> Iterator[list[FakeT]]:
-    yield list(fakes)
-    for fake in fakes:
-        fake.die()
+    try:
+        yield list(fakes)
+    finally:
+        for fake in fakes:
+            fake.die()
 
 
 def urls_of(fakes: Sequence[FakeServer]) -> list[str]:
