@@ -21,12 +21,16 @@ from trainer.grpo_trainer import GRPOTrainer
 
 T = TypeVar("T")
 
+LOCAL_MODE = ("reward_funcs", "train_dataset", "eval_dataset", "reward_weights", "reward_model", "local")
+"""Arguments with which GRPOTrainer starts servers and an environment of its own."""
+
 
 class TeacherGRPOTrainer(GRPOTrainer):
     """Trains a teacher on the groups of a teaching environment.
 
-    train() takes batches from config.rollout_server_url, where an environment such as `environments.teaching` must send
-    them; `atropos up` starts both. The methods here ask the servers as that environment does, without a training run.
+    It starts nothing: train() takes batches from config.rollout_server_url, where an environment such as
+    `environments.teaching` must send them; `atropos up` starts both, and the servers. The methods here ask the servers as
+    that environment does, without a training run.
 
     Args:
         config: options of the trainer; its inference_servers are the teacher.
@@ -36,9 +40,9 @@ class TeacherGRPOTrainer(GRPOTrainer):
         reference_server: base URL of a server with the teacher before training.
         logging_prob: share of the groups that the environment writes in full.
         teacher_env: the protocol's options; what is given beside it wins.
-        options: as GRPOTrainer.
+        options: as GRPOTrainer, without those of local mode.
     Raises:
-        ConfigError: student_model is a model instead of its name, or an option cannot work.
+        ConfigError: student_model is a model instead of its name, or an option is of local mode or cannot work.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class TeacherGRPOTrainer(GRPOTrainer):
                 f"student_model is a {type(student_model).__name__}, expected a name: the student is served, not loaded; "
                 "start a server with it and give its address as student_server"
             )
+        _refuse_local_mode(options)
         super().__init__(config, **options)
         self.student_server = student_server
         self.reference_server = reference_server
@@ -125,6 +130,21 @@ class TeacherGRPOTrainer(GRPOTrainer):
 
     def _tokenizer_name(self) -> str:
         return str(self.args.tokenizer_name_or_path or self.args.model_name_or_path)
+
+
+def _refuse_local_mode(options: dict[str, Any]) -> None:
+    """Local mode pays the policy's answers to the rows: there is no student in it.
+
+    Raises:
+        ConfigError: an argument of local mode is given.
+    """
+    given = [name for name in LOCAL_MODE if options.get(name) is not None]
+    if given:
+        raise ConfigError(
+            f"TeacherGRPOTrainer takes no {', '.join(given)}: problems and rewards are options (data, teaching_reward_mode) "
+            "of a teaching environment, which runs beside it: `atropos up recipe=teacher_quickstart` starts environment, "
+            "trainer and servers. To train without a student, use GRPOTrainer"
+        )
 
 
 def _with_options(config: TeacherEnvConfig, given: dict[str, Any]) -> TeacherEnvConfig:

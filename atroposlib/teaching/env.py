@@ -24,15 +24,15 @@ from atroposlib.teaching.checks import check_guidance_arguments, check_probe_arg
 from atroposlib.teaching.config import TeacherEnvConfig
 from atroposlib.teaching.diagnosis import DiagnosticResult
 from atroposlib.teaching.episode import PaidLesson, Preparation, TeachingItem
-from atroposlib.teaching.errors import TeacherFailedError
-from atroposlib.teaching.evaluation import Outcome, summary
+from atroposlib.teaching.errors import StudentFailedError, TeacherFailedError
+from atroposlib.teaching.evaluation import Outcome, counted, summary
 from atroposlib.teaching.group import group_of, teacher_messages
 from atroposlib.teaching.items import item_of, shuffled_forever
 from atroposlib.teaching.metrics import TeachingMetrics, approach_figures
 from atroposlib.teaching.payment import Payment
 from atroposlib.teaching.protocol import TeachingProtocol
 from atroposlib.teaching.records import TeachingRecords
-from atroposlib.teaching.scoring import evened, judged_capability, reward_by_scores
+from atroposlib.teaching.scoring import evened, judged_capability, reward_by_scores, warn_of_rewards
 from atroposlib.teaching.served import check_served
 from atroposlib.type_definitions import Message, ScoredDataGroup
 from atroposlib.utils.chat_tokens import chat_token_ids
@@ -87,8 +87,7 @@ class TeacherEnv(BaseEnv):
         self.payment = Payment(config, self.protocol, judges=self.rim, reference=self.reference)
         self.teaching_metrics = TeachingMetrics()
         self.records = TeachingRecords(config.run_dir, probability=config.logging_prob, seed=config.seed)
-        if config.teaching_reward_mode == "additive":
-            log.warning("teaching_reward_mode=additive pays 1 for saying nothing: use it to compare, not to train")
+        warn_of_rewards(config)
 
     # What an author overrides
 
@@ -145,7 +144,12 @@ class TeacherEnv(BaseEnv):
         """
         check_probe_arguments(task, max_tokens)
         item = TeachingItem(task)
-        return await self.protocol.diagnose(item, await self.protocol.probe(item, max_tokens))
+        try:
+            reply = await self.protocol.probe(item, max_tokens)
+        # The server lets nobody in, or knows no such model.
+        except ConfigError as error:
+            raise StudentFailedError(f"the student could not be asked: {error}") from error
+        return await self.protocol.diagnose(item, reply)
 
     async def generate_guidance(self, task: str, diagnostic: DiagnosticResult, max_tokens: int = 200) -> str:
         """What the policy would tell a student with this diagnosis.
@@ -161,7 +165,7 @@ class TeacherEnv(BaseEnv):
         try:
             [(text, node)] = await self.sample(messages, temperature=self.config.temperature, max_tokens=max_tokens)
         except Exception as error:
-            failure = infrastructure_error(error)
+            failure = error if isinstance(error, ConfigError) else infrastructure_error(error)
             if failure is None:
                 raise
             raise TeacherFailedError(f"the teacher could not be asked: {failure}") from error
@@ -260,6 +264,7 @@ class TeacherEnv(BaseEnv):
         if lesson is None:
             raise RolloutError("the student could not be asked for its taught attempt")
         [attempt] = lesson.attempts
+        delta = lesson.score - preparation.baseline_score
         return {
             "question": item.question,
             "gold_answer": item.ground_truth,
@@ -272,7 +277,8 @@ class TeacherEnv(BaseEnv):
             "completion": attempt.reply.text,
             "is_complete": attempt.reply.is_complete,
             "score": lesson.score,
-            "delta": lesson.score - preparation.baseline_score,
+            "delta": delta,
+            "heldout_reward": float(counted(delta, lesson.is_leak)),
         }
 
     async def wandb_log(self, wandb_metrics: dict[str, Any] | None = None) -> None:

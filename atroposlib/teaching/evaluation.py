@@ -64,11 +64,13 @@ def _columns(outcomes: Sequence[Outcome]) -> Columns:
     }
 
 
+def counted(delta: npt.ArrayLike, is_leak: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Changes of the score, where an answer that was given away counts as no gain."""
+    return np.where(is_leak, np.minimum(delta, 0.0), delta)
+
+
 def _heldout_reward(columns: Columns) -> npt.NDArray[np.float64]:
-    """Mean change of the score, where an answer that was given away counts as no gain."""
-    delta = columns["taught"] - columns["baseline"]
-    counted = np.where(columns["leak"] > 0, np.minimum(delta, 0.0), delta)
-    reward: npt.NDArray[np.float64] = counted.mean(axis=1)
+    reward: npt.NDArray[np.float64] = counted(columns["taught"] - columns["baseline"], columns["leak"] > 0).mean(axis=1)
     return reward
 
 

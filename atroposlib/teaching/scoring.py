@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -14,6 +15,8 @@ from atroposlib.teaching.config import TeacherEnvConfig
 from atroposlib.teaching.diagnosis import UNKNOWN, Capability, capability_from_judge
 from atroposlib.teaching.episode import Attempt, Lesson, PaidLesson, Preparation, TeachingItem, mean_answer_length
 from atroposlib.teaching.rewards import after_leak, compute_teaching_reward, outcome_reward, without_rounding
+
+log = logging.getLogger(__name__)
 
 DIAGNOSTIC = "diagnostic"
 """The judge of approaches."""
@@ -56,6 +59,17 @@ def reward_by_scores(baseline: float, enhanced: float, teaching_length: float, c
         efficiency_weight=config.efficiency_weight,
         silence_bonus=config.silence_bonus,
     )
+
+
+def warn_of_rewards(config: TeacherEnvConfig) -> None:
+    """Say so where the options pay for something else than teaching."""
+    if config.teaching_reward_mode == "additive":
+        log.warning("teaching_reward_mode=additive pays 1 for saying nothing: use it to compare, not to train")
+    penalty = config.degradation_penalty_multiplier
+    if config.teaching_reward_mode == "asymmetric" and penalty < 1:
+        log.warning(
+            "degradation_penalty_multiplier=%g makes harm cost less than the same help pays: give 1 or more", penalty
+        )
 
 
 def guarded(reward: float, lesson: Lesson, config: TeacherEnvConfig) -> float:

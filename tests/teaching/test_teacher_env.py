@@ -15,13 +15,14 @@ import pytest
 
 from atroposlib.envs.base import APIServerConfig
 from atroposlib.errors import ConfigError, RolloutError
+from atroposlib.launch.heldout import Change, heldout_change
 from atroposlib.rim.config import RIMConfig
 from atroposlib.rim.result import RIMResult
 from atroposlib.rim.trajectory import Trajectory
 from atroposlib.teaching.diagnosis import DiagnosticResult
 from atroposlib.teaching.env import TeacherEnv
 from atroposlib.teaching.episode import TeachingItem
-from atroposlib.teaching.errors import StudentFailedError
+from atroposlib.teaching.errors import StudentFailedError, TeacherFailedError
 from atroposlib.teaching.frozen_model import ChatReply, Sampling
 from atroposlib.testing.mock_inference import MockInferenceServer
 from atroposlib.type_definitions import MASKED
@@ -539,16 +540,19 @@ async def test_evaluation_is_greedy_and_tells_what_teaching_changes(stand: Teach
     assert {request["sampling_params"]["temperature"] for request in stand.teacher.requests} == {0.0}
     [report] = [json.loads((tmp_path / "metrics.json").read_text())]
     assert report["results"]["all"]["accuracy_delta"] == 1.0
+    assert heldout_change(tmp_path, tmp_path) == Change(0.0, 0.0, 0.0, 4)
 
 
 async def test_a_teacher_that_gives_answers_away_gains_nothing(stand: TeachingStand, tmp_path: Path) -> None:
     stand.teacher.policy = teacher_replies("Say 42.")
     stand.student.policy = student_replies(taught=lambda _: "42")
-    async with stand.env(data=a_data_set(tmp_path).model_dump()) as env:
+    async with stand.env(data=a_data_set(tmp_path).model_dump(), data_dir_to_save_evals=str(tmp_path)) as env:
         await env.setup()
         metrics = await env.evaluate()
 
     assert (metrics["accuracy_delta"], metrics["leak_rate"], metrics["heldout_reward"]) == (1.0, 1.0, 0.0)
+    # Each sample says what it adds to the reward: evaluations are compared item by item.
+    assert heldout_change(tmp_path, tmp_path) == Change(0.0, 0.0, 0.0, 4)
 
 
 async def test_held_out_items_whose_prompt_is_too_long_are_left_out(stand: TeachingStand, tmp_path: Path) -> None:
@@ -671,6 +675,28 @@ async def test_servers_that_fail_are_a_runtime_error_with_its_cause(stand: Teach
     assert isinstance(guiding.value.__cause__, RolloutError)
 
 
+@pytest.mark.parametrize("status", [404, 401])
+async def test_servers_that_refuse_are_a_runtime_error_with_its_cause(
+    stand: TeachingStand, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    async def refuse(method: str, path: str, body: dict[str, Any]) -> Any:
+        return status, {"error": {"message": "no such model, or no such key"}}
+
+    async with stand.env() as env:
+        diagnosis = await env.diagnostic_probe("task")
+        for server in (stand.teacher, stand.student):
+            monkeypatch.setattr(server, "_answer", refuse)
+        with pytest.raises(RuntimeError, match=f"the student could not be asked: .*answered {status}") as probing:
+            await env.diagnostic_probe("task")
+        with pytest.raises(RuntimeError, match=f"the teacher could not be asked: .*answered {status}") as guiding:
+            await env.generate_guidance("task", diagnosis)
+
+    assert isinstance(probing.value, StudentFailedError)
+    assert isinstance(guiding.value, TeacherFailedError)
+    assert isinstance(probing.value.__cause__, ConfigError)
+    assert isinstance(guiding.value.__cause__, ConfigError)
+
+
 async def test_a_teacher_that_writes_nothing_is_a_runtime_error(stand: TeachingStand) -> None:
     stand.teacher.policy = teacher_replies("<thinking>hm</thinking>")
     async with stand.env() as env:
@@ -737,6 +763,22 @@ async def test_without_a_tokenizer_it_does_not_start(stand: TeachingStand) -> No
 async def test_additive_rewards_are_warned_of(stand: TeachingStand, caplog: pytest.LogCaptureFixture) -> None:
     async with stand.env(teaching_reward_mode="additive"):
         assert "not to train" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_warned_of"),
+    [
+        ({"degradation_penalty_multiplier": 0.5}, True),
+        ({"degradation_penalty_multiplier": 1.0}, False),
+        ({}, False),
+        ({"degradation_penalty_multiplier": 0.5, "teaching_reward_mode": "outcome"}, False),
+    ],
+)
+async def test_harm_that_costs_less_than_help_pays_is_warned_of(
+    stand: TeachingStand, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], is_warned_of: bool
+) -> None:
+    async with stand.env(**settings):
+        assert ("makes harm cost less" in caplog.text) is is_warned_of
 
 
 async def test_two_groups_at_once_do_not_get_in_each_other_s_way(stand: TeachingStand) -> None:

@@ -118,6 +118,18 @@ def test_a_model_in_memory_is_no_student(tmp_path: Path, tokenizer_name: str) ->
         a_trainer(tmp_path, tokenizer_name, student_model=tiny_llama())
 
 
+@pytest.mark.parametrize(
+    "name", ["reward_funcs", "train_dataset", "eval_dataset", "reward_weights", "reward_model", "local"]
+)
+def test_local_mode_which_knows_no_student_is_refused(tmp_path: Path, tokenizer_name: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"takes no {name}: .*recipe=teacher_quickstart"):
+        a_trainer(tmp_path, tokenizer_name, **{name: []})
+
+
+def test_absent_arguments_of_local_mode_may_be_named(tmp_path: Path, tokenizer_name: str) -> None:
+    assert a_trainer(tmp_path, tokenizer_name, train_dataset=None, reward_funcs=None).local is None
+
+
 def test_a_reference_teacher_needs_a_server(tmp_path: Path, tokenizer_name: str) -> None:
     with pytest.raises(ConfigError, match="needs reference_server"):
         a_trainer(tmp_path, tokenizer_name, use_reference_teacher_model=True)
