@@ -33,7 +33,7 @@ def expected() -> dict[str, Answer]:
     return answers
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1rank", "2ranks"])
+@pytest.fixture(scope="module", params=[1, 2, 4], ids=["1rank", "2ranks", "4ranks"])
 def ranks(request: pytest.FixtureRequest) -> int:
     number: int = request.param
     return number

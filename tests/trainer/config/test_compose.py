@@ -57,7 +57,7 @@ def options_of(group: str, name: str, folder: str) -> list[str]:
 
 def test_the_presets_are_these() -> None:
     assert presets.names("recipe") == RECIPES
-    assert presets.names("trainer") == ["base", "gkd", "grpo", "sft", "teacher_grpo"]
+    assert presets.names("trainer") == ["base", "base_sft", "gkd", "grpo", "sft", "teacher_grpo"]
     assert {"runtime_traces", "runtime_pg", "arc_atlas_rl", "arc_atlas_sft", "big_math_rl", "gsm8k_gkd", "gsm8k_grpo",
             "meta_math_grpo"} <= set(presets.names("data"))  # fmt: skip
 
@@ -90,9 +90,9 @@ def test_judges_are_the_environments(name: str, model: str, caplog: pytest.LogCa
 
 
 def test_the_teachers_recipes_are_those_of_the_documents(tmp_path: Path) -> None:
-    rcl, compat, sft = (
+    rcl, compat, sft, gkd = (
         load_config(None, options_of("recipe", name, str(tmp_path)))
-        for name in ("teacher_rcl", "teacher_rcl_compat", "teacher_sft")
+        for name in ("teacher_rcl", "teacher_rcl_compat", "teacher_sft", "teacher_gkd")
     )
 
     assert (rcl.batch_size, rcl.group_size, rcl.max_steps, rcl.save_steps) == (128, 32, 250, 10)
@@ -103,6 +103,15 @@ def test_the_teachers_recipes_are_those_of_the_documents(tmp_path: Path) -> None
     assert (compat.batch_size, compat.max_staleness) == (128, 0)
     assert (sft.num_train_epochs, sft.batch_size, sft.learning_rate, sft.adam_beta2) == (10, 16, 1e-5, 0.95)
     assert (sft.max_seq_length, sft.warmup_steps, sft.weight_decay) == (16384, 0.05, 1e-4)
+    assert (sft.packing, sft.save_strategy, sft.lr_scheduler_type) == (False, "epoch", "cosine")
+    assert (gkd.packing, gkd.save_strategy, gkd.lr_scheduler_type) == (True, "steps", "cosine")
+    assert (rcl.pack, rcl.save_strategy, compat.lr_scheduler_type) == (True, "steps", "constant")
+
+
+def test_the_documented_name_of_the_supervised_preset_is_taken(model: str) -> None:
+    documented, own = (load_config(None, [f"trainer={name}", model]) for name in ("base_sft", "sft"))
+
+    assert documented.to_dict() == own.to_dict()
 
 
 def test_a_model_that_was_not_prepared_is_no_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,7 +261,7 @@ def test_the_names_of_other_trainers_work_in_python_too() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"learning_rate": 1e-3}, "is high for all weights"),
+        ({"learning_rate": 1.1e-5}, "learning_rate=1.1e-05 is high for all weights; 1e-6 to 1e-5 is usual"),
         ({"trust_remote_code": True}, "runs code that can change"),
         ({"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2}, "almost no effect"),
         ({"beta": 0.1, "kl_estimator": "k1"}, "no expected gradient"),
@@ -271,7 +271,11 @@ def test_the_names_of_other_trainers_work_in_python_too() -> None:
 )
 def test_what_is_seldom_meant_is_said_and_allowed(options: dict[str, Any], expected: str) -> None:
     assert any(expected in doubt for doubt in doubts(GRPOConfig(**options)))
-    assert doubts(GRPOConfig()) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"learning_rate": 1e-5}, {"learning_rate": 2e-4, "use_peft": True}])
+def test_what_is_usual_raises_no_doubts(options: dict[str, Any]) -> None:
+    assert doubts(GRPOConfig(**options)) == []
 
 
 def test_attention_falls_back_only_where_nobody_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
