@@ -35,9 +35,13 @@ from atroposlib.teaching.config import TeacherEnvConfig
 from environments.chain_sum import ChainSumConfig
 from rollout_server.config import ServerConfig
 from trainer.config import presets
+from trainer.config.deepspeed_presets import ACCELERATE_KEYS
+from trainer.config.grammar import ALIASES
 from trainer.config.grpo import GRPOConfig
 from trainer.config.refused import ELSEWHERE, ELSEWHERE_SUPERVISED, REFUSED, REFUSED_SUPERVISED
+from trainer.config.schema import NOMINAL_BATCH
 from trainer.config.values import attribute_docs
+from trainer.methods import METHODS
 from trainer.supervised.config import GKDConfig, SFTConfig
 from trainer.weight_sync.config import WeightSyncConfig
 
@@ -104,7 +108,7 @@ def sections() -> Iterator[str]:
     yield _section("Rollout server", "`run-api --port 8000 ...`; a flag for each option", _model_rows(ServerConfig))
     yield _section(
         "Environment",
-        "`python environments/NAME.py serve --group_size 8` or `--env.group_size 8`; YAML section `env`",
+        "`python -m environments.NAME serve --group_size 8` or `--env.group_size 8`; YAML section `env`",
         _model_rows(BaseEnvConfig),
     )
     yield _section(
@@ -181,7 +185,7 @@ def _default(cls: type, option: str) -> Any:
 def _trainer_sections() -> Iterator[str]:
     yield _section(
         "Trainer: method=grpo",
-        "`atropos-trainer --config trainer.yaml key=value ...`. Further keys are those of `transformers.TrainingArguments`. Each "
+        "`atropos-trainer --config trainer.yaml key=value ...`. Keys of transformers have a table below. Each "
         "key is also an environment variable: `ATROPOS_TRAINER_WEIGHT_SYNC__TRANSPORT` is `weight_sync.transport`.",
         _dataclass_rows(GRPOConfig),
     )
@@ -200,6 +204,19 @@ def _trainer_sections() -> Iterator[str]:
         "`atropos-trainer method=gkd ...`. What method=sft has too, with the same default, is not repeated.",
         _dataclass_rows(GKDConfig, without=SFTConfig),
     )
+    yield _inherited_section()
+    yield _meanings(
+        "Trainer: other names of keys",
+        "Each may also stand behind a section, as in `trainer.train_batch_size`.",
+        {alias: f"`{key}`" for alias, key in ALIASES.items()}
+        | dict.fromkeys(NOMINAL_BATCH, "`batch_size`, with the ranks"),
+    )
+    yield _meanings(
+        "Trainer: deepspeed_config",
+        "The block of a file of accelerate, in place of `deepspeed`: `deepspeed_config.zero_stage=2`. `deepspeed=FILE` takes the "
+        "whole file.",
+        ACCELERATE_KEYS,
+    )
     yield _reasons("Trainer: keys of transformers that are refused with method=grpo", REFUSED)
     yield _reasons(
         "Trainer: keys of other components and projects, with method=grpo",
@@ -211,9 +228,46 @@ def _trainer_sections() -> Iterator[str]:
     )
 
 
+def _inherited_section() -> str:
+    """The keys that come from transformers as they are."""
+    usual = {f.name: _default_of_field(f) for f in dataclasses.fields(TrainingArguments)}
+    taken = {
+        name: {
+            f.name for f in dataclasses.fields(method.config_class) if usual.get(f.name, ...) == _default_of_field(f)
+        }
+        & set(method.schema.keys) - _docs(method.config_class).keys()
+        for name, method in METHODS.items()
+    }
+    rows = [
+        f"| `{key}` | {_show(default)} | {', '.join(f'`{name}`' for name, keys in taken.items() if key in keys)} |"
+        for key, default in sorted(usual.items())
+        if any(key in keys for keys in taken.values())
+    ]
+    intro = "Meaning and default are those of `transformers.TrainingArguments`."
+    head = ["## Trainer: keys of transformers", "", intro, "", "| option | default | method |", "|---|---|---|"]
+    return "\n".join([*head, *rows, ""])
+
+
+def _default_of_field(f: dataclasses.Field[Any]) -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+
+
+def _meanings(title: str, intro: str, texts: dict[str, str]) -> str:
+    rows = "\n".join(f"| `{key}` | {text} |" for key, text in texts.items())
+    return f"## {title}\n\n{intro}\n\n| key | meaning |\n|---|---|\n{rows}\n"
+
+
+PARTS = {"tokenizer": ("padding_side",), "tokenizer_kwargs": ("padding_side", "use_fast")}
+"""What documents set in a refused section that nothing else here is called like."""
+
+
 def _reasons(title: str, reasons: dict[str, str]) -> str:
-    rows = "\n".join(f"| `{key}` | {reason.format(key=key)} |" for key, reason in sorted(reasons.items()))
+    rows = "\n".join(f"| {_with_parts(key)} | {reason.format(key=key)} |" for key, reason in sorted(reasons.items()))
     return f"## {title}\n\n| key | instead |\n|---|---|\n{rows}\n"
+
+
+def _with_parts(key: str) -> str:
+    return ", ".join(f"`{name}`" for name in (key, *(f"{key}.{part}" for part in PARTS.get(key, ()))))
 
 
 def _without_data(reasons: dict[str, str]) -> dict[str, str]:
@@ -275,7 +329,9 @@ def _model_rows(model: type[BaseModel], without: type[BaseModel] | None = None) 
         if without is not None and name in without.model_fields and info.default == without.model_fields[name].default:
             continue
         default = "required" if info.is_required() else _show(_default_of(info))
-        rows.append((name, _kind(info.annotation), default, _cell(info.description or docs.get(name, ""))))
+        rows.append(
+            (info.alias or name, _kind(info.annotation), default, _cell(info.description or docs.get(name, "")))
+        )
     return rows
 
 
@@ -285,21 +341,26 @@ def _default_of(info: Any) -> Any:
 
 
 def _dataclass_rows(cls: type, without: type = TrainingArguments) -> list[tuple[str, str, str, str]]:
-    docs = {name: text for base in reversed(cls.__mro__[:-1]) for name, text in _own_docs(base).items()}
+    docs, told = _docs(cls), _docs(without)
     hints = get_type_hints(cls)
     refused = REFUSED if cls is GRPOConfig else REFUSED_SUPERVISED
     inherited = {f.name: f.default for f in dataclasses.fields(without)}
     rows = []
     for f in dataclasses.fields(cls):
-        is_ours = f.name not in inherited or f.default != inherited[f.name]
+        is_ours = f.name not in inherited or f.default != inherited[f.name] or docs.get(f.name) != told.get(f.name)
         if not f.init or f.name in refused or not is_ours:
             continue
-        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        default = _default_of_field(f)
         if dataclasses.is_dataclass(default) or isinstance(default, BaseModel):
             default = "see its section"
         text = docs.get(f.name, "as in transformers" if f.name in inherited else "")
         rows.append((f.name, _kind(hints[f.name]), _show(default), _cell(text)))
     return rows
+
+
+def _docs(cls: type) -> dict[str, str]:
+    """What our classes say of their options, and of those that they inherit."""
+    return {name: text for base in reversed(cls.__mro__[:-1]) for name, text in _own_docs(base).items()}
 
 
 def _own_docs(cls: type) -> dict[str, str]:

@@ -141,7 +141,8 @@ class BaseEnv(ABC):
     def server_pools(cls) -> dict[str, ServerBaseline | list[APIServerConfig] | None]:
         """Pools of servers beside the policy's, by name, with their default servers; None: from flags or a file.
 
-        A pool NAME has flags `--NAME.*` and a section of the YAML file; a constructor gets it as NAME_server_configs.
+        A pool NAME has flags `--NAME.*` and a section of the YAML file. A constructor that names NAME_server_configs gets it,
+        any other asks server_pools.handed_over(NAME).
         """
         return {}
 

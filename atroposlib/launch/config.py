@@ -82,7 +82,8 @@ class EnvironmentSection(Section):
     group_size: int = Field(default=8, ge=1)
     """Rollouts of one item, scored against each other."""
     servers: list[str] = []
-    """Names of frozen servers that it asks; [student] gives it --student.base_url and --student.model_name."""
+    """Names of frozen servers that it asks; [student] gives it --student.base_url, --student.model_name and
+    --student.server_type."""
     options: dict[str, OptionValue] = {}
     """Further options: {max_token_length: 512} becomes --env.max_token_length 512; a dotted name stays as it is. Mappings
     and lists are written as JSON."""

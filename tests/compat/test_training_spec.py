@@ -24,6 +24,7 @@ from atroposlib.launch.config import InferenceSection, ProcessSection, UpConfig
 from atroposlib.launch.run_folder import RunFolder
 from atroposlib.rim.config import RIMConfig
 from atroposlib.teaching.config import TeacherEnvConfig
+from tests.compat.named_tests import TESTS, can_fail, find_test
 from trainer.config.checks import doubts
 from trainer.config.compose import Composition, load_config, load_config_with_origins
 from trainer.config.grammar import canonical
@@ -35,7 +36,7 @@ from trainer.grpo_trainer import GRPOTrainer
 from trainer.methods import METHODS
 from trainer.weight_sync.config import WeightSyncConfig
 
-TESTS = Path(__file__).parents[1]
+CONFIG_MD = (TESTS.parent / "CONFIG.md").read_text(encoding="utf-8")
 
 
 class Taken(NamedTuple):
@@ -161,7 +162,8 @@ class Elsewhere(NamedTuple):
     """A dict: of a part, what is promised of it."""
     good: Any
     bad: Any
-    """A value that is refused; one of another type where every value of the type is possible, see ACCEPTED."""
+    """A value that is refused; one of another type where every value of the type is possible, see ACCEPTED, or only a data set
+    or a server can tell, see RULES_TESTED_ELSEWHERE."""
     message: str
     beside: Mapping[str, Any] | None = None
     """What `bad` contradicts."""
@@ -371,11 +373,29 @@ TESTED_ELSEWHERE = {
     139: "compat/test_training_spec.py::test_processes_of_the_trainer_are_counted_by_name",
 }
 """Rows that are no options: selectors and recipes, the Python interface, variables, arguments of launching."""
+RULES_TESTED_ELSEWHERE = {
+    13: "data/test_lines.py::test_a_file_that_is_not_there_is_named",
+    14: "data/test_loaders.py::test_arc_atlas_reads_the_split_that_is_asked_for",
+    15: "data/test_load.py::test_no_row_at_all_is_an_error_with_the_funnel",
+    20: "data/test_lines.py::test_a_file_that_is_not_there_is_named",
+    23: "data/test_load.py::test_columns_to_keep_are_checked",
+    96: "teaching/test_student_server.py::test_a_student_that_is_not_served_is_named_at_the_start",
+    125: "data/test_postgres_urls.py::test_the_configuration_comes_before_the_variables",
+    144: "envs/test_eval_handling.py::test_nothing_is_due_where_nothing_was_crossed",
+    148: "compat/sdk/test_pitfalls_environment.py::test_pitfall_44_a_weight_of_minus_one_registers",
+    151: "trainer/test_trainer_batches.py::test_token_ids_of_another_model_end_the_run_before_the_step",
+    159: "compat/sdk/test_file_formats.py::test_existing_files_are_left_alone_and_the_config_names_the_one_in_use",
+    161: "compat/sdk/test_base_env.py::test_slurm_outside_of_a_job_leaves_the_servers_as_given",
+    168: "envs/test_cli.py::test_an_api_key_is_not_printed",
+}
+"""Rows whose value is only wrong beside a data set, a database or a server, or that mean something instead (see ACCEPTED)."""
 DOCUMENTED_VARIABLES = {
     133: "HF_TOKEN", 134: "WANDB_API_KEY", 135: "HF_HUB_ENABLE_HF_TRANSFER", 136: "CUDA_VISIBLE_DEVICES",
     137: "TRANSFORMERS_CACHE", 138: "VLLM_WORKER_MULTIPROC_METHOD",
 }  # fmt: skip
 """Variables of libraries: CONFIG.md says who honours them."""
+THE_TYPE_IS_THE_RULE = {18, 97, 152, 153, 155, 158, 162, 166, 169}
+"""Switches, and texts of which any may be right."""
 ONLY_SAYS_THE_BATCH_SIZE = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -402,11 +422,27 @@ def test_every_row_is_here() -> None:
     assert not rows & (TESTED_ELSEWHERE.keys() | DOCUMENTED_VARIABLES.keys())
 
 
-@pytest.mark.parametrize("test", TESTED_ELSEWHERE.values())
-def test_a_row_that_is_no_option_has_its_test(test: str) -> None:
-    path, _, name = test.partition("::")
+@pytest.mark.parametrize("test", [*TESTED_ELSEWHERE.values(), *RULES_TESTED_ELSEWHERE.values()])
+def test_what_is_tested_elsewhere_has_its_test(test: str) -> None:
+    assert can_fail(find_test(test))
 
-    assert f"def {name}(" in (TESTS / path).read_text(encoding="utf-8")
+
+def test_every_rule_is_tested_here_or_elsewhere() -> None:
+    """A value of another type is no example of a rule, unless the rule is the type."""
+    words = ("valid ", "not a valid ")
+    of_types = {row.row for row in OWNED if row.message.startswith(words)}
+    of_rules = {row.row for row in OWNED if not row.message.startswith(words)}
+    meant = {row for row, *_ in ACCEPTED}
+
+    assert of_types - of_rules - RULES_TESTED_ELSEWHERE.keys() - meant - THE_TYPE_IS_THE_RULE == set()
+
+
+def test_the_page_shows_every_key() -> None:
+    shown = set(re.findall(r"`([^`\n]+)`", CONFIG_MD))
+    keys = {row[1] for table in (TAKEN, DEEPSPEED, OWNED, TEMPLATES, REFUSED, REFUSED_IN_SFT) for row in table}
+
+    # A dotted key stands there whole, or as its section or its last name.
+    assert [key for key in sorted(keys) if not shown & {key, *key.split(".")}] == []
 
 
 def test_processes_of_the_trainer_are_counted_by_name(tmp_path: Path) -> None:
@@ -420,7 +456,7 @@ def test_processes_of_the_trainer_are_counted_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variable", DOCUMENTED_VARIABLES.values())
 def test_a_variable_of_a_library_is_documented(variable: str) -> None:
-    assert f"| `{variable}` |" in (TESTS.parent / "CONFIG.md").read_text(encoding="utf-8")
+    assert f"| `{variable}` |" in CONFIG_MD
 
 
 def test_every_option_without_a_row_is_here() -> None:

@@ -61,11 +61,17 @@ def _zero_optimization(name: str) -> dict[str, Any]:
     return values
 
 
-ACCELERATE_KEYS = (
-    "zero_stage", "gradient_accumulation_steps", "gradient_clipping", "offload_optimizer_device", "offload_param_device",
-    "zero3_init_flag", "zero3_save_16bit_model", "deepspeed_multinode_launcher",
-)  # fmt: skip
-"""Of the block deepspeed_config of a file of accelerate."""
+ACCELERATE_KEYS = {
+    "zero_stage": "0, 1, 2 or 3; 1 if absent",
+    "gradient_accumulation_steps": "1 only: passes follow from max_tokens_per_micro_batch",
+    "gradient_clipping": "no other than max_grad_norm",
+    "offload_optimizer_device": "none or cpu: where the optimizer's state lies",
+    "offload_param_device": "none or cpu: where weights lie; cpu needs zero_stage=3",
+    "zero3_init_flag": "needs zero_stage=3, which always loads split weights",
+    "zero3_save_16bit_model": "needs zero_stage=3, which always saves whole weights",
+    "deepspeed_multinode_launcher": "not read: torchrun starts the ranks",
+}
+"""Of the block deepspeed_config of a file of accelerate, with what they mean here."""
 
 
 def from_accelerate(block: Mapping[str, Any]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class GRPOConfig(SharedOptions):
     """use_liger_kernel: which kernels, e.g. {rope: false}; all that the model's type has if absent."""
 
     log_completions: bool = False
-    """Send a sample of decoded completions to the sinks of report_to."""
+    """Write a sample of decoded completions to completions.jsonl, and to wandb where report_to names it."""
     save_completions_probability: float | None = None
     """Chance of each completion to be written to completions.jsonl; 8 a step if absent and log_completions is on."""
 

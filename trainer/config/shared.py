@@ -39,7 +39,7 @@ class SharedOptions(TrainingArguments):  # type: ignore[misc]
     run_name: str | None = None
     """Label of the run for the sinks of report_to; the folder's name if absent."""
     output_dir: str | None = None
-    """Checkpoints; <run_dir>/checkpoints if absent."""
+    """Checkpoints; RUN_DIR/checkpoints if absent."""
 
     batch_size: int = DEFAULT_BATCH_SIZE
     """Examples of one optimizer step, over all ranks. Also train_batch_size, and the product of per_device_train_batch_size,
