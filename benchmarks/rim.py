@@ -16,28 +16,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import heapq
 import json
-import math
 import os
-import random
 import statistics
 import time
-import zlib
-from collections import Counter, defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from atroposlib.rim import RIMConfig, RIMReward, Trajectory
 from atroposlib.testing.mock_inference import MockInferenceServer, Prompt, PromptFunction, in_thread
-
-SPREAD = 0.3
-"""Sigma of the lognormal latencies."""
-LARGE_FACTOR = 2.0
-"""How many times as long the large model takes."""
-DOUBTED = 0.15
-"""Share of the judgements that go to the large model."""
+from benchmarks.rim_schedule import CallTimes, drawn_s, is_doubted
 
 
 @dataclass(frozen=True)
@@ -58,42 +47,24 @@ class TimedJudge(MockInferenceServer):
         super().__init__(PromptFunction(self._verdict), keeps_requests=False)
         self._base_s = latency_s
         self._seed = seed
-        self._small: dict[str, list[float]] = defaultdict(list)
-        self._large: dict[str, list[float]] = defaultdict(list)
+        self.times = CallTimes()
 
     async def generate(self, body: dict[str, Any], asked: Sequence[Any]) -> Any:
         """Wait, then answer."""
         is_large = body["model"] == "large"
         case = _case(body["messages"][0]["content"])
-        # By the call, not by the order of the calls: two schedules are compared on the same times.
-        drawn = random.Random(f"{self._seed}/{case}/{body['model']}/{body['temperature']}").gauss(0.0, SPREAD)
-        seconds = self._base_s * (LARGE_FACTOR if is_large else 1.0) * math.exp(drawn)
-        (self._large if is_large else self._small)[case].append(seconds)
+        seconds = drawn_s(case, body["temperature"], is_large=is_large, seed=self._seed, median_s=self._base_s)
+        (self.times.large if is_large else self.times.small)[case].append(seconds)
         await asyncio.sleep(seconds)
         return await super().generate(body, asked)
 
     def forget(self) -> None:
         """Drop the calls so far."""
-        self._small.clear()
-        self._large.clear()
-
-    def critical_path_s(self, workers: int) -> float:
-        """No schedule of the calls so far takes less."""
-        work = sum(map(sum, self._small.values())) + sum(map(sum, self._large.values()))
-        chains = [max(times) + sum(self._large.get(case, ())) for case, times in self._small.items()]
-        return max(work / workers, *chains)
-
-    def replay_s(self, workers: int) -> float:
-        """The calls so far, those of judgements that escalate first: each worker takes the next call as it ends one."""
-        cases = sorted(self._small, key=lambda case: case not in self._large)
-        small = [(case, seconds) for case in cases for seconds in self._small[case]]
-        return replayed(small, {case: sum(times) for case, times in self._large.items()}, workers)
+        self.times = CallTimes()
 
     def _verdict(self, prompt: Prompt) -> str:
         text = prompt.last_user_text
-        is_doubtful = (
-            "<assessments>" not in text and zlib.crc32(f"{_case(text)}/{self._seed}".encode()) % 1000 < DOUBTED * 1000
-        )
+        is_doubtful = "<assessments>" not in text and is_doubted(_case(text), self._seed)
         return json.dumps(
             {
                 "principles": [{"name": "sound", "weight": 1.0, "description": "every step follows"}],
@@ -102,23 +73,6 @@ class TimedJudge(MockInferenceServer):
                 "uncertainty": 0.5 if is_doubtful else 0.1,
             }
         )
-
-
-def replayed(small: Sequence[tuple[str, float]], large: Mapping[str, float], workers: int) -> float:
-    """Seconds until all is done, where a case's large call, before all small ones, follows the last small one of the case."""
-    waiting = deque(small)
-    left = Counter(case for case, _ in small)
-    running: list[tuple[float, str]] = []
-    now = 0.0
-    while waiting or running:
-        while waiting and len(running) < workers:
-            case, seconds = waiting.popleft()
-            heapq.heappush(running, (now + seconds, case))
-        now, case = heapq.heappop(running)
-        left[case] -= 1
-        if left[case] == 0 and case in large:
-            waiting.appendleft((case, large[case]))
-    return now
 
 
 def _case(prompt: str) -> str:
@@ -142,14 +96,16 @@ def measure(trajectories: int, *, workers: int, latency_s: float, seed: int) -> 
     ]
     judge = TimedJudge(latency_s, seed)
     with in_thread(judge):
-        config = RIMConfig.preset(
-            "offline",
-            models={"small_model": f"{judge.url}#small", "large_model": f"{judge.url}#large"},
-            parallel_execution={"max_workers": workers},
-            max_concurrent_judge_calls=max(32, workers),
+        config = RIMConfig.read(
+            {
+                "preset": "offline",
+                "models": {"small_model": f"{judge.url}#small", "large_model": f"{judge.url}#large"},
+                "parallel_execution": {"max_workers": workers},
+                "max_concurrent_judge_calls": max(32, workers),
+            }
         )
         wall_s, cpu_s, metrics = asyncio.run(_score(config, group, judge))
-    return Round(wall_s, judge.critical_path_s(workers), judge.replay_s(workers), cpu_s, metrics)
+    return Round(wall_s, judge.times.critical_path_s(workers), judge.times.replay_s(workers), cpu_s, metrics)
 
 
 async def _score(

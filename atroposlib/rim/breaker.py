@@ -23,13 +23,15 @@ class JudgeBreaker:
         self.last_failure = ""
         """Why a judge abstained last."""
 
-    def record(self, failure: str) -> None:
-        """One judgement: why the judge abstained, or "" where it gave a score."""
+    def record(self, failure: str) -> bool:
+        """One judgement: why the judge abstained, or "" where it gave a score. True: with it scoring stops."""
         self._abstained.append(bool(failure))
         self.last_failure = failure or self.last_failure
         is_full = len(self._abstained) == self._rules.window
-        if self._opened_at is None and is_full and self.abstain_share > self._rules.max_abstain_share:
+        stops = not self.is_open and is_full and self.abstain_share > self._rules.max_abstain_share
+        if stops:
             self._opened_at = self._clock()
+        return stops
 
     @property
     def abstain_share(self) -> float:

@@ -83,7 +83,9 @@ def _read(file: Path) -> Verdict | None:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         principles = tuple(Principle(**one) for one in data.pop("principles"))
-        return Verdict(**data | {"principles": principles})
+        # Files of earlier versions hold no evidence.
+        evidence = tuple(map(str, data.pop("evidence", ())))
+        return Verdict(**data, principles=principles, evidence=evidence)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

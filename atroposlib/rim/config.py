@@ -11,17 +11,27 @@ from atroposlib.errors import ConfigError
 
 JudgeName = Literal["accuracy", "helpfulness", "process", "diagnostic"]
 Share = Annotated[float, Field(ge=0, le=1)]
+Price = Annotated[float, Field(ge=0)]
 REWARD_NAMES = ("rim", "RIMReward", "RIM.reward_adapter.RIMReward", "atlas_core.reward.interpretation.RIMReward")
 """What `teacher_reward._target_` may say."""
 
 ALL_JUDGES: tuple[JudgeName, ...] = ("accuracy", "helpfulness", "process", "diagnostic")
+TEACHING: tuple[JudgeName, ...] = ("helpfulness", "process")
 PRESETS: dict[str, tuple[JudgeName, ...]] = {
     "runtime": ALL_JUDGES,
     "interpretation": ALL_JUDGES,
-    "offline": ("helpfulness", "process"),
-    "interpretation_offline": ("helpfulness", "process"),
+    "offline": TEACHING,
+    "interpretation_offline": TEACHING,
+    "interpretation_teaching": TEACHING,
+    "rim_teaching": TEACHING,
 }
 """Judges of each preset."""
+
+
+def _known_preset(name: str) -> str:
+    if name not in PRESETS:
+        raise ValueError(f"no RIM preset {name!r}; known: {', '.join(PRESETS)}")
+    return name
 
 
 _HIDDEN = "***"
@@ -72,6 +82,26 @@ class ModelConfig(Section):
     """OpenAI-compatible base URL, up to and with /v1. None: that of the provider in the model's name."""
     api_key: KeyVariable | None = None
     """env:NAME, the variable that holds the key. None: the provider's own variable; none for a local server."""
+    prompt_price: Price | None = None
+    """Of a million prompt tokens, in the currency that rim/cost is to have. None: no cost is logged."""
+    completion_price: Price | None = None
+    """Of a million completion tokens."""
+
+    @model_validator(mode="after")
+    def _both_prices_or_none(self) -> Self:
+        if (self.prompt_price is None) != (self.completion_price is None):
+            raise ValueError("prompt_price and completion_price belong together: give both, 0 where it costs nothing")
+        return self
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether its prices are known."""
+        return self.prompt_price is not None
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What a call costs; 0 where no prices are given."""
+        of_prompt, of_completion = self.prompt_price or 0.0, self.completion_price or 0.0
+        return (prompt_tokens * of_prompt + completion_tokens * of_completion) / 1e6
 
 
 class ModelConfigs(Section):
@@ -79,6 +109,10 @@ class ModelConfigs(Section):
 
     default: ModelConfig = ModelConfig()
     large: ModelConfig = ModelConfig()
+
+    def of(self, *, is_large: bool) -> ModelConfig:
+        """The one that a call concerns."""
+        return self.large if is_large else self.default
 
 
 class ConsistencyRules(Section):
@@ -170,6 +204,9 @@ class Breaker(Section):
 class RIMConfig(Section):
     """The reward interpretation model."""
 
+    preset: Annotated[str, AfterValidator(_known_preset)] | None = None
+    """Whose judges are active where active_judges names none: runtime (all four), offline (helpfulness and process), or
+    another name of them. None: offline."""
     models: Models
     """Who judges."""
     model_configs: ModelConfigs = ModelConfigs()
@@ -213,6 +250,24 @@ class RIMConfig(Section):
     teacher_reward: TeacherReward = TeacherReward()
     """Accepted for old configs."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _judges_of_the_preset(cls, data: Any) -> Any:
+        # A wrong name is left to its field: an error of this validator would show the whole input, with its keys.
+        if not isinstance(data, dict) or str(data.get("preset")) not in PRESETS:
+            return data
+        return {"active_judges": dict.fromkeys(PRESETS[data["preset"]], True), **data}
+
+    @model_validator(mode="after")
+    def _all_models_have_prices_or_none(self) -> Self:
+        small, large = self.model_configs.default, self.model_configs.large
+        if self.models.large_model is not None and small.is_priced != large.is_priced:
+            raise ValueError(
+                "model_configs gives prices for one of small_model (default) and large_model (large), so that rim/cost "
+                "would be too low: give them for both, 0 where it costs nothing"
+            )
+        return self
+
     @model_validator(mode="after")
     def _somebody_judges(self) -> Self:
         if not self.judges:
@@ -226,17 +281,6 @@ class RIMConfig(Section):
     def judges(self) -> tuple[JudgeName, ...]:
         """Those that are switched on, in their usual order."""
         return tuple(name for name in ALL_JUDGES if self.active_judges.get(name))
-
-    @classmethod
-    def preset(cls, name: str, **over: Any) -> Self:
-        """The judges of a preset ("runtime": all four, "offline": helpfulness and process), everything else from `over`.
-
-        Raises:
-            ConfigError: there is no such preset, or a value is wrong.
-        """
-        if name not in PRESETS:
-            raise ConfigError(f"no RIM preset {name!r}; known: {', '.join(PRESETS)}")
-        return cls.read({"active_judges": dict.fromkeys(PRESETS[name], True), **over})
 
     @classmethod
     def read(cls, values: Any) -> Self:

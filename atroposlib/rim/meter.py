@@ -12,12 +12,19 @@ LATENCIES_KEPT = 1000
 
 
 class Meter:
-    """Sums since the last `take`."""
+    """Sums since the last `take`.
 
-    def __init__(self) -> None:
+    Args:
+        logs_cost: the prices of the judge models are known.
+    """
+
+    def __init__(self, *, logs_cost: bool = False) -> None:
+        self._logs_cost = logs_cost
         self.totals: Counter[str] = Counter()
         """calls, failed_calls, retries, repairs, cache_hits, prompt_tokens, completion_tokens, judgements, escalations,
-        abstained, clamped, samples, samples_without_score, gamed."""
+        abstained, clamped, samples, samples_without_score, gamed, stops."""
+        self.cost = 0.0
+        """Of the calls, in the currency of the prices."""
         self.latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         """Of the latest calls that were answered."""
         self._scores: dict[str, tuple[float, int]] = {}
@@ -55,6 +62,8 @@ class Meter:
         metrics |= _share("rim/failed_rate", totals["abstained"], totals["judgements"])
         metrics |= _share("rim/no_score_rate", totals["samples_without_score"], totals["samples"])
         metrics |= _share("rim/gamed_rate", totals["gamed"], totals["samples"])
+        if self._logs_cost:
+            metrics["rim/cost"], self.cost = self.cost, 0.0
         if self.latencies_s:
             metrics["rim/latency_p95"] = percentile(self.latencies_s, 0.95)
         return metrics

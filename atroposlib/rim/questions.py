@@ -129,6 +129,8 @@ class Questions:
             self._meter.latencies_s.append(time.monotonic() - started)
             self._meter.totals["prompt_tokens"] += reply.prompt_tokens
             self._meter.totals["completion_tokens"] += reply.completion_tokens
+            priced = self._config.model_configs.of(is_large=call.is_large)
+            self._meter.cost += priced.cost(reply.prompt_tokens, reply.completion_tokens)
             return reply
 
     async def _remembered(self, key: str) -> Verdict | None:

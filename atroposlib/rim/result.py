@@ -17,8 +17,8 @@ class RIMResult:
     explanations: dict[str, str] = field(default_factory=dict)
     """By judge: its rationale, with a note for each rule that changed its score."""
     structured_reward: dict[str, Any] = field(default_factory=dict)
-    """`score`, `rationale`, `judges` (each with identifier, score, rationale, principles, uncertainty, samples, escalated,
-    escalation_reason), `raw`, the scores before the rules, and `gaming`, what the detectors found."""
+    """`score`, `rationale`, `judges` (each with identifier, score, rationale, principles, evidence, uncertainty, samples,
+    escalated, escalation_reason), `raw`, the scores before the rules, and `gaming`, what the detectors found."""
     escalations: int = 0
     """Judges for whom the large model was asked."""
     failures: int = 0

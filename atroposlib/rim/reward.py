@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +25,10 @@ from atroposlib.rim.self_test import self_test
 from atroposlib.rim.slots import CallSlots
 from atroposlib.rim.trajectory import Trajectory, from_columns, text_of
 
+log = logging.getLogger(__name__)
+LOOK_AGAIN_S = 1.0
+"""Who waits for judges that others try again learns within this time that they are well."""
+
 
 class RIMReward:
     """Scores trajectories with the judges of its config. Use `score` in an event loop, calls and `evaluate` outside one.
@@ -39,7 +44,7 @@ class RIMReward:
         self, config: RIMConfig, *, ask: Ask | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.config = config
-        self.meter = Meter()
+        self.meter = Meter(logs_cost=config.model_configs.default.is_priced)
         self.breaker = JudgeBreaker(config.breaker, clock)
         self._cache = VerdictCache(config.cache_size, Path(config.cache_dir) if config.cache_dir else None)
         self._given_ask = ask
@@ -87,7 +92,11 @@ class RIMReward:
         return result_of(trajectory, judgements, self.config)
 
     def _count(self, judgement: Judgement) -> None:
-        self.breaker.record(f"{judgement.judge}: {judgement.failure}" if judgement.failure else "")
+        if self.breaker.record(f"{judgement.judge}: {judgement.failure}" if judgement.failure else ""):
+            self.meter.totals["stops"] += 1
+            pause_s = self.config.breaker.pause_s
+            # As text: a handler that writes later would find the breaker changed.
+            log.warning("scoring is stopped: %s; they are tried again in %g s", str(self.breaker), pause_s)
         self.meter.totals["judgements"] += 1
         self.meter.totals["abstained"] += judgement.verdict is None
         self.meter.totals["escalations"] += bool(judgement.escalation_reason)
@@ -207,21 +216,22 @@ class RIMReward:
         try:
             async with asyncio.timeout(deadline_s):
                 while self.breaker.is_open:
-                    await asyncio.sleep(self.breaker.pause_left_s())
-                    await self._try_again(self._questions)
+                    await self._try_again_if_due(self._questions)
+                    await asyncio.sleep(min(self.breaker.pause_left_s(), LOOK_AGAIN_S))
         except TimeoutError:
             raise JudgesFailingError(f"{self.breaker}; they did not recover within {deadline_s:g} s") from None
 
     async def _check_breaker(self, questions: Questions | None = None) -> None:
-        if self.breaker.is_open and self.breaker.pause_left_s() == 0:
-            await self._try_again(questions or self._questions)
+        await self._try_again_if_due(questions or self._questions)
         if self.breaker.is_open:
             raise JudgesFailingError(
                 f"{self.breaker}; scoring is stopped for another {self.breaker.pause_left_s():.0f} s, "
                 "then the judges are tried again"
             )
 
-    async def _try_again(self, questions: Questions) -> None:
+    async def _try_again_if_due(self, questions: Questions) -> None:
+        if not self.breaker.is_open or self.breaker.pause_left_s() > 0:
+            return
         # First, so that of many groups only one tries.
         self.breaker.pause_again()
         try:
@@ -230,12 +240,14 @@ class RIMReward:
             self.breaker.last_failure = str(error)
         else:
             self.breaker.close()
+            log.warning("scoring goes on: the judges answer again")
 
     # Figures and the end
 
     def take_metrics(self) -> dict[str, float]:
         """`rim_rewards/<judge>` and `rim/...` since the last call."""
-        return self.meter.take()
+        was_stopped = self.breaker.is_open or self.meter.totals["stops"] > 0
+        return {**self.meter.take(), "rim/stopped": float(was_stopped)}
 
     def take_explanations(self) -> dict[str, str]:
         """`rim_explanations/<judge>`: the latest explanation of each judge since the last call."""

@@ -21,7 +21,7 @@ class RIMRewardFunction(RewardFunction):
 
     Args:
         rim: a RIMConfig, or the keys of one.
-        preset: whose judges are active where `rim` names none: offline or runtime.
+        preset: whose judges are active where `rim` names neither judges nor a preset.
     Raises:
         ConfigError: the config is wrong, or zero_on_error is set.
     """
@@ -32,7 +32,7 @@ class RIMRewardFunction(RewardFunction):
             raise ConfigError(
                 "the reward rim pays no 0 where judges fail; leave zero_on_error out, the group is left out then"
             )
-        self.reward = RIMReward(rim if isinstance(rim, RIMConfig) else RIMConfig.preset(preset, **rim))
+        self.reward = RIMReward(rim if isinstance(rim, RIMConfig) else RIMConfig.read({"preset": preset, **rim}))
 
     @property
     def name(self) -> str:

@@ -38,6 +38,8 @@ class Verdict:
     """0 to 1, the judge's own estimate."""
     rationale: str = ""
     principles: tuple[Principle, ...] = ()
+    evidence: tuple[str, ...] = ()
+    """What the judge points to, where it does."""
     is_clamped: bool = False
     """Whether score or uncertainty lay outside 0 to 1."""
 
@@ -68,6 +70,7 @@ def verdict_of(data: Mapping[str, Any]) -> Verdict:
         *inside,
         rationale=_text(data.get("rationale", data.get("explanation"))),
         principles=tuple(_principles(data.get("principles"))),
+        evidence=tuple(_text(one) for one in _list(data.get("evidence"))),
         is_clamped=inside != (score, uncertainty),
     )
 

@@ -13,7 +13,7 @@ from atroposlib.rim.config import Breaker, RIMConfig
 from atroposlib.rim.meter import percentile
 from atroposlib.rim.verdict import Principle, Verdict
 
-FULL = Verdict(0.5, 0.25, "why {", (Principle("p", 0.5, "d"),), is_clamped=True)
+FULL = Verdict(0.5, 0.25, "why {", (Principle("p", 0.5, "d"),), ("line 3",), is_clamped=True)
 MODELS = {"small_model": "http://a/v1#s", "large_model": "http://a/v1#l"}
 
 
@@ -35,7 +35,26 @@ def test_another_process_reads_the_whole_verdict(tmp_path: Path) -> None:
     assert VerdictCache(1, tmp_path).get("a1b3") is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"score": 1}', '{"principles": 3}', "\x00"])
+def test_a_file_without_evidence_is_a_verdict(tmp_path: Path) -> None:
+    (tmp_path / "a1").mkdir()
+    (tmp_path / "a1" / "b2.json").write_text('{"score": 0.5, "uncertainty": 0.25, "principles": []}')
+
+    assert VerdictCache(1, tmp_path).get("a1b2") == Verdict(0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"score": 1, "uncertainty": 0, "principles": [], "evidence": 3}',
+        '{"score": 1}',
+        '{"principles": 3}',
+        "\x00",
+    ],
+)
 def test_a_broken_file_is_no_verdict(tmp_path: Path, content: str) -> None:
     (tmp_path / "a1").mkdir()
     (tmp_path / "a1" / "b2.json").write_text(content)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from atroposlib.envs.command_line.options import resolve
+from atroposlib.envs.command_line.usage import UsageError
 from atroposlib.errors import ConfigError
-from atroposlib.rim.config import REWARD_NAMES, ModelConfig, RIMConfig
+from atroposlib.rim.config import ALL_JUDGES, REWARD_NAMES, ModelConfig, RIMConfig
 from atroposlib.rim.endpoints import PROVIDERS, Endpoint, endpoint_of
+from atroposlib.teaching.config import TeacherEnvConfig
+from environments.teaching import TeachingEnv
 
 LOCAL = {"small_model": "http://localhost:9003/v1#judge"}
 
@@ -37,22 +42,76 @@ def test_the_documented_values_are_the_defaults() -> None:
         ("interpretation", ("accuracy", "helpfulness", "process", "diagnostic")),
         ("offline", ("helpfulness", "process")),
         ("interpretation_offline", ("helpfulness", "process")),
+        ("interpretation_teaching", ("helpfulness", "process")),
+        ("rim_teaching", ("helpfulness", "process")),
+        (None, ("helpfulness", "process")),
     ],
 )
-def test_presets_differ_in_their_judges(name: str, judges: tuple[str, ...]) -> None:
-    assert RIMConfig.preset(name, models=LOCAL).judges == judges
+def test_presets_differ_in_their_judges(name: str | None, judges: tuple[str, ...]) -> None:
+    assert read(preset=name) == read(preset=name, active_judges=dict.fromkeys(judges, True))
+    assert read(preset=name).judges == judges
 
 
-def test_a_preset_takes_further_keys() -> None:
-    config = RIMConfig.preset("offline", models=LOCAL, temperatures=[0.0], active_judges={"accuracy": True})
+def test_other_keys_are_laid_over_a_preset() -> None:
+    config = read(preset="runtime", temperatures=[0.0])
+    chosen = read(preset="runtime", active_judges={"accuracy": True})
 
-    assert config.temperatures == (0.0,)
-    assert config.judges == ("accuracy",)
+    assert (config.temperatures, len(config.judges)) == ((0.0,), 4)
+    assert chosen.judges == ("accuracy",)
 
 
-def test_an_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'online'; known: runtime, interpretation, offline"):
-        RIMConfig.preset("online", models=LOCAL)
+def test_an_environment_takes_a_preset() -> None:
+    config = TeacherEnvConfig.model_validate({"rim": {"preset": "runtime", "models": LOCAL}})
+
+    assert config.rim is not None
+    assert config.rim.judges == ALL_JUDGES
+    assert TeacherEnvConfig.model_validate(config.model_dump()) == config
+    with pytest.raises(ValidationError, match="no RIM preset 'online'; known: runtime, interpretation, offline"):
+        TeacherEnvConfig.model_validate({"rim": {"preset": "online", "models": LOCAL}})
+
+
+def test_a_command_line_takes_a_preset() -> None:
+    def judges_of(preset: str) -> Any:
+        rim = f"{{preset: {preset}, models: {{small_model: gemini/gemini-2.5-flash}}}}"
+        env: Any = resolve(TeachingEnv, ["--rim", rim], mode_defaults={}).env
+        return env.rim.judges
+
+    assert judges_of("runtime") == ALL_JUDGES
+    assert judges_of("rim_teaching") == ("helpfulness", "process")
+    with pytest.raises(UsageError, match=r"--rim.*no RIM preset 'online'; known: runtime, interpretation, offline"):
+        judges_of("online")
+
+
+def test_a_file_lays_a_preset_over_the_judges_models_of_an_environment(tmp_path: Path) -> None:
+    class Judged(TeachingEnv):
+        @classmethod
+        def config_init(cls) -> Any:
+            config, servers = super().config_init()
+            return config.model_copy(update={"rim": read(temperatures=[0.0])}), servers
+
+    file = tmp_path / "env.yaml"
+    file.write_text("env: {rim: {preset: runtime}}\n")
+
+    env: Any = resolve(Judged, ["--config", str(file)], mode_defaults={}).env
+
+    assert env.rim == read(temperatures=[0.0], preset="runtime")
+    assert env.rim.judges == ALL_JUDGES
+
+
+# Prices
+
+
+def test_a_call_costs_its_tokens_at_the_price_of_a_million() -> None:
+    assert ModelConfig(prompt_price=2.0, completion_price=10.0).cost(3_000_000, 500_000) == 11.0
+    assert ModelConfig().cost(3_000_000, 500_000) == 0.0
+
+
+def test_the_large_model_needs_prices_where_the_small_one_has_them_and_it_is_asked() -> None:
+    prices = {"default": {"prompt_price": 1.0, "completion_price": 2.0}}
+
+    assert read(model_configs=prices).model_configs.default.is_priced
+    with pytest.raises(ConfigError, match=r"gives prices for one of small_model .* and large_model"):
+        read(model_configs=prices, models=LOCAL | {"large_model": "gemini/gemini-2.5-pro"})
 
 
 @pytest.mark.parametrize("name", REWARD_NAMES)
@@ -65,6 +124,13 @@ def test_the_old_layout_of_the_reward_is_taken(name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
+        ({"preset": "online"}, r"rim\.preset: .*no RIM preset 'online'; known: runtime, interpretation, offline"),
+        ({"preset": ["runtime"]}, r"rim\.preset: .*valid string"),
+        ({"model_configs": {"default": {"prompt_price": 1.0}}}, r"rim\.model_configs\.default: .*give both, 0 where"),
+        (
+            {"model_configs": {"large": {"prompt_price": 1.0, "completion_price": -1.0}}},
+            r"rim\.model_configs\.large\.completion_price: .*greater than or equal to 0",
+        ),
         ({"models": {}}, r"rim\.models\.small_model: Field required"),
         ({"temperature": [0.5]}, r"rim\.temperature: Extra inputs"),
         ({"temperatures": []}, r"rim\.temperatures: .*at least 1"),
@@ -105,7 +171,11 @@ def test_a_key_in_the_clear_is_refused_and_not_repeated(key: Any) -> None:
     with pytest.raises(ValidationError) as somebodys:
         SomebodysConfig.model_validate({"rim": values})
 
-    assert "sk-secret" not in f"{ours.value} {somebodys.value} {somebodys.value.errors()}"
+    with pytest.raises(ValidationError) as with_a_wrong_preset:
+        SomebodysConfig.model_validate({"rim": {**values, "preset": "online"}})
+
+    said = f"{ours.value} {somebodys.value} {somebodys.value.errors()} {with_a_wrong_preset.value.errors()}"
+    assert "sk-secret" not in said
 
 
 def test_the_config_is_frozen() -> None:

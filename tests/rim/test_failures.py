@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Collection
+from statistics import fmean
 from typing import Any
 
 import pytest
 
-from atroposlib.errors import JudgesFailingError
 from atroposlib.rim import RIMConfig, RIMReward
 from atroposlib.rim.asking import JudgeCall, JudgeReply
 from atroposlib.rim.questions import backoff_s
-from tests.rim.judges import Asked, ScriptedJudge, a_trajectory, verdict
+from tests.rim.judges import Asked, Script, ScriptedJudge, a_trajectory, verdict
 
 ACCURACY = {"active_judges": {"accuracy": True}}
 GUIDED = a_trajectory()
@@ -61,9 +62,12 @@ async def test_where_the_small_model_says_nothing_the_large_one_decides(answer: 
 
 
 async def test_a_judge_that_fails_on_both_models_abstains_and_the_mean_is_over_the_others() -> None:
+    async with ScriptedJudge(lambda asked: verdict({"process": 0.6, "helpfulness": 0.8}[asked.judge])) as judge:
+        [both], _ = await scored(judge)
     async with ScriptedJudge(lambda asked: 500 if asked.judge == "process" else verdict(0.8)) as judge:
         [result], metrics = await scored(judge)
 
+    assert both.score == pytest.approx(0.7)
     assert result.judge_scores == {"helpfulness": 0.8}
     assert (result.score, result.failures) == (0.8, 1)
     assert result.reasons[0].startswith("process: tier1_no_valid_samples, then the large model: no answer in 4 tries")
@@ -153,101 +157,92 @@ async def test_an_answer_without_choices_is_a_failure_of_the_server() -> None:
     assert "an answer without choices" in result.reasons[0]
 
 
-@pytest.mark.parametrize("failure", ["babble", 500, 429])
-async def test_ten_percent_failing_judges_change_no_score(failure: Any) -> None:
-    trajectories = [a_trajectory(student_answer=f"<{i}>", student_trace=f"<{i}>") for i in range(20)]
+# Ten percent fail: helpfulness and process on twenty trajectories at three temperatures are 120 samples
 
-    def by_number(asked: Asked) -> Any:
-        number = next(i for i in range(20) if f"<{i}>" in asked.prompt)
-        return verdict((number % 10) / 10)
+TWENTY = [a_trajectory(student_answer=f"<{i}>", student_trace=f"<{i}>") for i in range(20)]
+TEMPERATURES = (0.2, 0.5, 0.8)
+DEAD = {
+    (judge, number, TEMPERATURES[number // 3 % 3])
+    for judge, first in (("helpfulness", 0), ("process", 1))
+    for number in range(first, 18, 3)
+}
+"""12 samples, never two of one judgement."""
+FAILURES = ["babble", 500, 429]
 
+
+def said(judge: str, number: int, temperature: float) -> tuple[float, float]:
+    """Score and uncertainty. The samples of a judgement all differ, but not so much that the large model is asked."""
+    nth = TEMPERATURES.index(temperature)
+    score = {"helpfulness": 0.5, "process": 0.7}[judge] + (number % 10) / 100 + nth / 20
+    return round(score, 2), 0.05 + (nth + number) % 3 / 10
+
+
+def picked(judge: str, number: int, *, dead: Collection[tuple[str, int, float]] = ()) -> float:
+    """Temperature of the least uncertain of the samples that live."""
+    alive = [temperature for temperature in TEMPERATURES if (judge, number, temperature) not in dead]
+    return min(alive, key=lambda temperature: said(judge, number, temperature)[1])
+
+
+def sample_of(asked: Asked) -> tuple[str, int, float]:
+    return asked.judge, next(i for i in range(20) if f"<{i}>" in asked.prompt), asked.temperature
+
+
+def well(asked: Asked) -> Any:
+    return verdict(*said(*sample_of(asked)))
+
+
+async def scores_of_twenty(script: Script) -> list[float | None]:
+    async with ScriptedJudge(script) as judge:
+        results, _ = await scored(judge, *TWENTY)
+    return [result.score for result in results]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_ten_percent_failing_calls_that_recover_within_the_retries_change_no_score(failure: Any) -> None:
     def flaky(asked: Asked) -> Any:
         fails = zlib.crc32(f"{asked.prompt} {asked.temperature}".encode()) % 10 == 0
-        return failure if fails and not asked.is_repair and asked.nth < 2 else by_number(asked)
+        return failure if fails and not asked.is_repair and asked.nth < 2 else well(asked)
 
-    def dead_for_some(asked: Asked) -> Any:
-        return failure if any(f"<{i}>" in asked.prompt for i in range(0, 20, 10)) else by_number(asked)
-
-    scores = []
-    for script in (by_number, flaky, dead_for_some):
-        async with ScriptedJudge(script) as judge:
-            results, _ = await scored(judge, *trajectories)
-        scores.append([result.score for result in results])
-
-    well, repaired, partly = scores
-    assert repaired == well
-    assert [score for score in partly if score is not None] == [score for i, score in enumerate(well) if i % 10]
-    assert [partly[i] for i in range(0, 20, 10)] == [None] * 2
+    assert await scores_of_twenty(flaky) == await scores_of_twenty(well)
 
 
-# Too many failures
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_ten_percent_dead_samples_change_a_score_only_where_the_picked_one_died_and_the_next_best_is_paid(
+    failure: Any,
+) -> None:
+    def partly_dead(asked: Asked) -> Any:
+        return failure if sample_of(asked) in DEAD else well(asked)
+
+    before, after = await scores_of_twenty(well), await scores_of_twenty(partly_dead)
+
+    judges = ("helpfulness", "process")
+    lost_its_pick = {i for i in range(20) if any((judge, i, picked(judge, i)) in DEAD for judge in judges)}
+    expected = [fmean(said(judge, i, picked(judge, i, dead=DEAD))[0] for judge in judges) for i in range(20)]
+    assert (len(DEAD), len(lost_its_pick)) == (12, 4)
+    assert after == pytest.approx(expected)
+    assert {i for i in range(20) if after[i] != before[i]} == lost_its_pick
 
 
-class Clock:
-    now = 0.0
+async def test_a_dead_sample_takes_its_disagreement_along() -> None:
+    scores = {0.2: 0.95, 0.5: 0.5, 0.8: 0.8, 0.3: 0.6}
 
-    def __call__(self) -> float:
-        return self.now
+    def outlier_dies(asked: Asked) -> Any:
+        return 500 if asked.temperature == 0.5 else verdict(scores[asked.temperature])
 
+    async with ScriptedJudge(lambda asked: verdict(scores[asked.temperature])) as judge:
+        [decided], _ = await scored(judge, **ACCURACY)
+    async with ScriptedJudge(outlier_dies) as judge:
+        [left], _ = await scored(judge, **ACCURACY)
 
-async def stopped(judge: ScriptedJudge, clock: Clock) -> RIMReward:
-    """A reward whose judges have just failed too often; they are well again."""
-    script, judge.script = judge.script, lambda asked: 400
-    over = ACCURACY | {"temperatures": [0.2], "breaker": {"window": 4, "pause_s": 60.0}}
-    reward = RIMReward(judge.config(**over), clock=clock)
-    await reward.score([a_trajectory(student_answer=str(i)) for i in range(4)])
-    judge.script = script
-    return reward
+    assert (decided.score, decided.escalations) == (0.6, 1)
+    assert (left.score, left.escalations) == (0.95, 0)
 
 
-async def test_scoring_stops_when_judges_fail_too_often_and_asks_nobody() -> None:
-    async with ScriptedJudge(lambda asked: verdict(0.8)) as judge, await stopped(judge, Clock()) as reward:
-        asked = len(judge.calls)
-        with pytest.raises(JudgesFailingError, match=r"4 of the last 4.*accuracy: .*400.*another 60 s"):
-            await reward.score([GUIDED])
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_trajectories_that_nobody_can_judge_have_no_score_and_the_others_keep_theirs(failure: Any) -> None:
+    def dead_for_two(asked: Asked) -> Any:
+        return failure if sample_of(asked)[1] % 10 == 0 else well(asked)
 
-    assert len(judge.calls) == asked
+    before, after = await scores_of_twenty(well), await scores_of_twenty(dead_for_two)
 
-
-async def test_after_the_pause_scoring_goes_on_if_the_judges_are_well() -> None:
-    clock = Clock()
-    async with ScriptedJudge(lambda asked: verdict(0.8)) as judge, await stopped(judge, clock) as reward:
-        clock.now = 60.0
-        [result] = await reward.score([GUIDED])
-
-    assert result.score == 0.8
-
-
-async def test_after_the_pause_one_group_tries_and_the_others_wait_again() -> None:
-    clock = Clock()
-    async with ScriptedJudge(lambda asked: 503) as judge, await stopped(judge, clock) as reward:
-        clock.now = 60.0
-        asked = len(judge.calls)
-        results = await asyncio.gather(*(reward.score([GUIDED]) for _ in range(5)), return_exceptions=True)
-
-        assert [type(result) for result in results] == [JudgesFailingError] * 5
-        assert len(judge.calls) - asked == 8  # one self-test: two models, four tries each
-        assert reward.breaker.pause_left_s() == 60.0
-
-
-async def test_an_environment_can_wait_for_the_judges() -> None:
-    clock = Clock()
-    async with ScriptedJudge(lambda asked: verdict(0.8)) as judge, await stopped(judge, clock) as reward:
-        clock.now = 60.0
-        await reward.wait_until_well(deadline_s=10)
-        [result] = await reward.score([GUIDED])
-
-    assert result.score == 0.8
-
-
-async def test_waiting_for_the_judges_ends() -> None:
-    async with ScriptedJudge(lambda asked: verdict(0.8)) as judge, await stopped(judge, Clock()) as reward:
-        with pytest.raises(JudgesFailingError, match=r"did not recover within 0\.01 s"):
-            await reward.wait_until_well(deadline_s=0.01)
-
-
-async def test_waiting_for_judges_that_are_well_returns_at_once() -> None:
-    async with ScriptedJudge(lambda asked: verdict(0.8)) as judge, RIMReward(judge.config()) as reward:
-        await reward.wait_until_well(deadline_s=10)
-
-    assert judge.calls == []
+    assert after == [None if i % 10 == 0 else before[i] for i in range(20)]

@@ -35,7 +35,7 @@ async def test_the_reward_is_the_mean_of_the_judges_after_the_rules() -> None:
 
 async def test_the_breakdown_holds_what_was_paid_and_what_was_said() -> None:
     scores = {"accuracy": 0.4, "process": 0.9}
-    async with ScriptedJudge(lambda asked: verdict(scores[asked.judge])) as judge:
+    async with ScriptedJudge(lambda asked: verdict(scores[asked.judge], evidence=["line 3"])) as judge:
         [result] = await scored(judge, active_judges=dict.fromkeys(scores, True))
 
     breakdown = result.structured_reward
@@ -51,7 +51,10 @@ async def test_the_breakdown_holds_what_was_paid_and_what_was_said() -> None:
         (0.5, 0.9),
         (0.8, 0.9),
     ]
-    assert set(process["samples"][0]) == {"score", "rationale", "principles", "uncertainty", "temperature"}
+    assert process["evidence"] == process["samples"][0]["evidence"] == ["line 3"]
+    assert set(process["samples"][0]) == {
+        "score", "rationale", "principles", "evidence", "uncertainty", "temperature",
+    }  # fmt: skip
     assert (process["escalated"], process["escalation_reason"], process["uncertainty"]) == (False, None, 0.1)
     assert "accuracy: because of 0.4" in breakdown["rationale"]
 
@@ -286,6 +289,28 @@ async def test_the_metrics_say_what_came_out_and_what_it_cost() -> None:
     assert 0 < metrics["rim/latency_p95"] < 5
     assert after["rim/calls"] == 0
     assert "rim/escalation_rate" not in after
+
+
+async def test_the_cost_is_logged_where_prices_are_given() -> None:
+    prices = {
+        "default": {"prompt_price": 2.0, "completion_price": 10.0},
+        "large": {"prompt_price": 20.0, "completion_price": 0},
+    }
+
+    def doubtful(asked: Asked) -> Any:
+        return verdict(0.8, 0.1 if asked.is_large else 0.9)
+
+    async with ScriptedJudge(doubtful) as judge:
+        async with RIMReward(judge.config(active_judges=ACCURACY, model_configs=prices)) as reward:
+            await reward.score([GUIDED])
+            costs = [reward.take_metrics()["rim/cost"] for _ in range(2)]
+        async with RIMReward(judge.config(active_judges=ACCURACY)) as free:
+            await free.score([GUIDED])
+            without = free.take_metrics()
+
+    # Three calls of the small model and one of the large one, of 100 and 10 tokens each.
+    assert costs == pytest.approx([(3 * (100 * 2.0 + 10 * 10.0) + 100 * 20.0) / 1e6, 0.0])
+    assert "rim/cost" not in without
 
 
 # Self-test

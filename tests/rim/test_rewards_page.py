@@ -76,7 +76,11 @@ def table(header: str) -> list[list[str]]:
 
 
 async def test_every_metric_is_explained_and_every_explained_metric_exists() -> None:
-    async with ScriptedJudge(lambda asked: verdict(0.8)) as judge, RIMReward(judge.config()) as rim:
+    free = {"prompt_price": 0, "completion_price": 0}
+    async with (
+        ScriptedJudge(lambda asked: verdict(0.8)) as judge,
+        RIMReward(judge.config(model_configs={"default": free, "large": free})) as rim,
+    ):
         await rim.score([a_trajectory()])
         made = {*rim.take_metrics(), *rim.take_explanations()}
     explained = {name for row in table("metric") for name in re.findall(r"`([^`]+)`", row[0])}

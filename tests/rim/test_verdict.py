@@ -19,6 +19,7 @@ def test_every_field_is_read() -> None:
 
     assert (found.score, found.uncertainty, found.rationale) == (0.7, 0.2, "because of 0.7")
     assert found.principles == (Principle("right", 1.0, "it is right"),)
+    assert found.evidence == ("line 3",)
     assert not found.is_clamped
 
 
@@ -36,6 +37,14 @@ def test_every_field_is_read() -> None:
 )
 def test_what_stands_around_the_verdict_does_not_matter(text: str) -> None:
     assert parse_verdict(text).score == 0.5
+
+
+def test_evidence_that_is_no_list_is_none_and_no_text_in_it_is_turned_into_one() -> None:
+    def evidence(value: object) -> tuple[str, ...]:
+        return parse_verdict(json.dumps(verdict(0.7, evidence=value))).evidence
+
+    assert [evidence(value) for value in ("line 3", None, {"a": 1})] == [()] * 3
+    assert evidence([{"line": 3}, 4]) == ("{'line': 3}", "4")
 
 
 def test_half_of_a_surrogate_pair_is_replaced_wherever_a_text_may_go_on() -> None:

@@ -25,8 +25,14 @@ _MEANING = {
 }
 
 ELSEWHERE = {
-    ("reward", "interpretation_teaching"): "it chooses judges, who are the environment's: set `rim` in its options",
-    ("reward", "rim_teaching"): "it chooses judges, who are the environment's: set `rim` in its options",
+    (
+        "reward",
+        "interpretation_teaching",
+    ): "it chooses judges, who are the environment's: set `rim.preset` to this name in its options",
+    (
+        "reward",
+        "rim_teaching",
+    ): "it chooses judges, who are the environment's: set `rim.preset` to this name in its options",
 }
 """Presets of other components, with where they go."""
 

@@ -138,7 +138,9 @@ def _given(config: BaseModel) -> dict[str, Any]:
 def _with_section(values: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
     """The values with a file's over them; a mapping in the file changes the keys that it names, not the whole field."""
     opened = {
-        name: value.model_dump() if isinstance(value, BaseModel) and isinstance(section.get(name), dict) else value
+        name: value.model_dump(exclude_unset=True)
+        if isinstance(value, BaseModel) and isinstance(section.get(name), dict)
+        else value
         for name, value in values.items()
     }
     return merge_dicts(opened, section)
