@@ -71,7 +71,6 @@ def test_calls_of_unknown_length_and_escalations_stay_near_the_critical_path(
 
     ratios = [scored_in_s(judge, n_trajectories) / judge.times.critical_path_s(WORKERS) for judge in judges]
 
-    print("CRIT", n_trajectories, median(ratios), max(ratios))
     assert any(judge.times.large for judge in judges)
     assert min(ratios) > 0.999
     assert median(ratios) <= at_most
@@ -83,7 +82,6 @@ def test_not_knowing_what_will_escalate_costs_little(n_trajectories: int) -> Non
 
     ratios = [scored_in_s(judge, n_trajectories) / judge.times.replay_s(WORKERS) for judge in judges]
 
-    print("REPLAY", n_trajectories, median(ratios), max(ratios))
     assert median(ratios) <= BAR
 
 
