@@ -195,6 +195,15 @@ def test_a_publisher_is_made_from_the_configuration(tmp_path: Path, options: dic
     assert server.said("ack", "policy") == [("ack", 0, None)]  # nobody answers on that port
 
 
+def test_a_run_that_publishes_nowhere_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server = FakeRolloutServer()
+
+    GRPOTrainer(a_config(tmp_path, max_steps=1), model=tiny_llama(), connect=server.client).train()
+
+    assert "no inference server gets new weights: name them in inference_servers" in caplog.text
+    assert server.said("ack", "policy") == [("policy", 0), ("ack", 0, 1)]
+
+
 def test_resuming_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5, "weight_decay": 0.1}
     a_trainer(tmp_path / "whole", FakeRolloutServer(), **options).train()

@@ -51,6 +51,10 @@ def publisher_for(config: GRPOConfig, policy: PackedPolicy, *, dtype: torch.dtyp
         tokenizer: the policy's; None without one.
     """
     if not has_engines(config):
+        log.warning(
+            "no inference server gets new weights: name them in inference_servers, or set weight_sync.use_registry=true for "
+            "those that register with the rollout server"
+        )
         return None
     guard = _guard(config, policy, tokenizer)
     publisher = connect(
