@@ -118,7 +118,11 @@ class FakeNccl(FakeEngine):
     def open(self, listener: Any, *, address: str, world_size: int, timeout_s: float) -> FakeSender:
         """What stands in for `cuda_meeting()`."""
         listener.close()
-        self.senders.append(FakeSender([self.joined.get(timeout=timeout_s) for _ in range(world_size - 1)]))
+        try:
+            urls = [self.joined.get(timeout=timeout_s) for _ in range(world_size - 1)]
+        except queue.Empty:
+            raise RuntimeError("the store waited in vain") from None  # as torch's does, which is a RuntimeError too
+        self.senders.append(FakeSender(urls))
         return self.senders[-1]
 
     def receive(self, worker: FakeWorker, update_info: dict[str, Any], load: Callable[[Any], None]) -> None:

@@ -154,6 +154,20 @@ def test_a_server_that_does_not_come_to_the_meeting_costs_the_deadline_and_is_na
     assert caught.value.edge is Edge.ATTACH
 
 
+def test_a_meeting_that_ends_before_the_deadline_does_names_who_did_not_come_too(
+    transport: NcclTransport, workers: list[FakeWorker]
+) -> None:
+    stalled = threading.Event()
+    workers[1].faults["/init_weight_transfer_engine"] = lambda: void(stalled.wait(10))
+    meet = transport._meet
+    transport._meet = lambda listener, **options: meet(listener, **{**options, "timeout_s": 0.1})
+
+    with pytest.raises(TransferError, match=r"waited in vain; no answer from .*127\.0\.0\.1:2"):
+        publish(transport, workers, "1", timeout_s=5.0)
+
+    stalled.set()
+
+
 def test_a_meeting_that_comes_about_too_late_is_left(transport: NcclTransport, workers: list[FakeWorker]) -> None:
     late, came = threading.Event(), threading.Event()
     stuck = FakeSenderSeen(came)

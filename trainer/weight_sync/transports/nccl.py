@@ -238,12 +238,17 @@ def watch(work: Future[_T], calls: Calls, *, deadline: float, edge: Edge) -> _T:
         if failed := failures(calls):
             raise TransferError(edge, "", failed)
         if not done:
-            late = [url for url, call in calls.items() if not call.done()]
-            raise TransferError(edge, f"NCCL did not end in time; no answer from {', '.join(late) or 'NCCL alone'}", {})
+            raise TransferError(edge, f"NCCL did not end in time; no answer from {_late(calls) or 'NCCL alone'}", {})
     try:
         return work.result()
     except RuntimeError as error:
-        raise TransferError(edge, f"{type(error).__name__}: {error}", failures(calls)) from error
+        # Its own deadline is the same, and may come first.
+        late = f"; no answer from {_late(calls)}" if _late(calls) else ""
+        raise TransferError(edge, f"{type(error).__name__}: {error}{late}", failures(calls)) from error
+
+
+def _late(calls: Calls) -> str:
+    return ", ".join(url for url, call in calls.items() if not call.done())
 
 
 def _abort_when_met(meeting: Future[Sender]) -> None:
