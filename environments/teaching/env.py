@@ -17,10 +17,16 @@ MODEL = "models/SmolLM2-135M-Instruct"
 DIAGNOSTIC = """{question}
 Do not solve it yet. Say in one sentence what you would do."""
 ADAPTIVE = """A student says: {approach}
-{question}
-Is this addition, subtraction or multiplication? Answer with one word."""
+Problem: Ann has 9 cards and loses 4. How many cards are left?
+Calculation: 9 - 4
+Problem: Tom buys 3 bags with 2 nuts in each. How many nuts does Tom buy?
+Calculation: 3 * 2
+Problem: A box holds 7 keys and another one holds 5 keys. How many keys are there in all?
+Calculation: 7 + 5
+Problem: {question}
+Calculation:"""
 WITH_TEACHING = """{question}
-Hint: {teaching}
+Your teacher says: {teaching}
 Give the answer as a number."""
 BASELINE = """{question}
 Give the answer as a number."""
