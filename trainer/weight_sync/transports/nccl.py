@@ -243,8 +243,9 @@ def watch(work: Future[_T], calls: Calls, *, deadline: float, edge: Edge) -> _T:
         return work.result()
     except RuntimeError as error:
         # Its own deadline is the same, and may come first.
-        late = f"; no answer from {_late(calls)}" if _late(calls) else ""
-        raise TransferError(edge, f"{type(error).__name__}: {error}{late}", failures(calls)) from error
+        late = _late(calls)
+        reason = f"{type(error).__name__}: {error}" + (f"; no answer from {late}" if late else "")
+        raise TransferError(edge, reason, failures(calls)) from error
 
 
 def _late(calls: Calls) -> str:
