@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -38,10 +39,10 @@ def main() -> None:
 def summary_of(config: Path, seed: int) -> dict[str, object]:
     """Run one seed to its end."""
     name = f"{config.stem}-seed-{seed}"
-    command = ["atropos", "up", "--config", str(config), f"seed={seed}", f"name={name}"]
-    print(f"$ {' '.join(command)}", flush=True)
+    arguments = ["up", "--config", str(config), f"seed={seed}", f"name={name}"]
+    print(f"$ atropos {' '.join(arguments)}", flush=True)
     before = set(Path("runs").glob(f"{name}*"))
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "atroposlib.cli.main", *arguments], check=True, stdout=subprocess.DEVNULL)
     (folder,) = set(Path("runs").glob(f"{name}*")) - before
     summary: dict[str, object] = json.loads((folder / "summary.json").read_text())
     return summary

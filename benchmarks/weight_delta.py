@@ -64,8 +64,8 @@ def record(folder: Path, steps: int) -> None:
     keep(MODEL / "model.safetensors", folder / "0.safetensors")
     run_folder = Path("runs") / RUN_NAME
     shutil.rmtree(run_folder, ignore_errors=True)
-    command = ["atropos", "up", "--plain", "--config", "configs/demo.yaml", f"name={RUN_NAME}", "trainer.save_steps=1"]
-    run = subprocess.Popen(command)
+    arguments = ["up", "--plain", "--config", "configs/demo.yaml", f"name={RUN_NAME}", "trainer.save_steps=1"]
+    run = subprocess.Popen([sys.executable, "-m", "atroposlib.cli.main", *arguments])
     try:
         for step in range(1, steps + 1):
             checkpoint = run_folder / "checkpoints" / f"checkpoint-{step}"
