@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from atroposlib.errors import AtroposError, ConfigError
 
 
@@ -29,11 +32,24 @@ class NonFiniteError(TrainerError):
 
     code = "non_finite"
 
-    def __init__(self, step: int, *, in_a_row: int) -> None:
+    def __init__(self, step: int, *, in_a_row: int, report: Path | None = None) -> None:
+        """report: a file that says what the batch was."""
         super().__init__(
             f"step {step}: the loss or its gradient is not finite, as in the {in_a_row - 1} steps before it; the weights are "
-            "those before these steps. Lower learning_rate or max_grad_norm, use torch_dtype=float32, or look for logprobs "
-            "that are no numbers in what the environments send"
+            "those before these steps. Lower learning_rate or max_grad_norm, use torch_dtype=float32, or look for advantages "
+            f"and logprobs out of all proportion in what the environments send{f': {report} has those of the batch' if report else ''}"
+        )
+
+
+class PassMemoryError(TrainerError):
+    """A forward and backward pass needs more memory than there is."""
+
+    code = "pass_memory"
+
+    def __init__(self, tokens: int, *, rank: int | None, peak: str, reason: str, remedies: Sequence[str]) -> None:
+        super().__init__(
+            f"{'' if rank is None else f'rank {rank}: '}a pass of {tokens} tokens needs more memory than there is ({peak}): "
+            f"{reason}\nhint: give {', '.join(remedies) or 'the trainer more memory'}"
         )
 
 

@@ -36,6 +36,7 @@ from trainer.policy import kernels
 from trainer.policy.hub import hub_target, push_folder
 from trainer.policy.loading import prepare_partitioned
 from trainer.policy.reference import AdapterOff, OwnCopy, own_policy, reference_of
+from trainer.reporting import non_finite
 from trainer.reporting.completions_table import Decode
 from trainer.reporting.metrics import TokenFigures, TokenSums, batch_metrics
 from trainer.reporting.tracking import prepare_tracking
@@ -46,6 +47,7 @@ from trainer.run.shares import Shares
 from trainer.run.training_run import TrainingRun
 from trainer.step.guard import StepGuard
 from trainer.step.loss import rule_of
+from trainer.step.memory_estimate import log_estimate
 from trainer.step.passes import StepPasses
 from trainer.weight_sync.sources import is_partitioned, weight_source
 
@@ -230,12 +232,12 @@ class GRPOTrainer(PackedTrainer):
         self._reference = self._make_reference()
         self._passes = StepPasses(
             self.accelerator,
+            self.args,
             self._rule,
-            device=self.args.device,
-            ranks=self.args.world_size,
             is_deepspeed=self.is_deepspeed_enabled,
             reference=self._reference,
         )
+        log_estimate(self.model, self.args, pass_tokens=self.args.max_tokens_per_micro_batch)
         step = self.state.global_step
         together(lambda: self._run.begin(step, source, self._engine_publisher), ranks=self.args.world_size)
 
@@ -334,10 +336,15 @@ class GRPOTrainer(PackedTrainer):
             figures = self._figures_of(share, self._figures)
             figures |= {"grad_norm": float(grad_norm), "learning_rate": kwargs.get("learning_rate")}
             self._metrics = together(lambda: self._run.after_step(share.batch, figures), ranks=self.args.world_size)
-            self._guard.finish(share.batch.step)
+            self._guard.finish(share.batch.step, report=lambda: self._non_finite_report(share.batch, figures))
             if self._figures.should_stop or (self.args.world_size == 1 and self._stop_reason is not None):
                 self.control.should_training_stop = True
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _non_finite_report(self, batch: StepBatch, figures: Mapping[str, Any]) -> Path | None:
+        if not self.is_world_process_zero():
+            return None
+        return non_finite.write_report(Path(self.args.run_dir), batch, figures)
 
     def _sync_reference(self, step: int) -> None:
         config = self.args

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from atroposlib.launch.run_folder import RunFolder
 
 EXAMPLES = """examples:
+  atropos up recipe=smoke_cpu                          are all processes there? two steps on scripted answers, no model
   atropos up recipe=teacher_quickstart                 the same as --config configs/teacher_quickstart.yaml
   atropos up --config configs/demo.yaml
   atropos up --config configs/demo.yaml name=try2 seed=1 trainer.max_steps=8

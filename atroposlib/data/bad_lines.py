@@ -54,8 +54,14 @@ class BadLines:
                 else:
                     yield parsed
         # A cap ends the loading early.
-        finally:
+        except GeneratorExit:
             self._finish()
+            raise
+        except BaseException:
+            if self.quarantine is not None:
+                self.quarantine.discard()
+            raise
+        self._finish()
 
     def _finish(self) -> None:
         if self.quarantine is not None:

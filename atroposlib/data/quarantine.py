@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 from uuid import uuid4
@@ -49,6 +50,16 @@ class Quarantine:
                 self._unfinished.replace(self.path)
         except OSError as error:
             raise self._not_written(error) from error
+
+    def discard(self) -> None:
+        """Forget the lines, after a reading that failed; the list before stays."""
+        if self._file is None:
+            return
+        # What ended the reading matters more, and a full disk fails here too.
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self._unfinished.unlink()
 
     def _not_written(self, error: OSError) -> DataError:
         return DataError(f"cannot write {str(self.path)!r}: {error}; use on_bad_line=skip")

@@ -64,9 +64,14 @@ class Plan:
         return _url(self.config.frozen[name], self.frozen_ports.get(name, 0))
 
     @property
+    def model(self) -> Path:
+        """The model as the run begins."""
+        return self.folder.mock_model if self.config.is_mock else self.config.model
+
+    @property
     def served_model(self) -> str:
         """What clients of the inference server put in `model`."""
-        return self.config.inference.served_model_name or self.config.model.name
+        return self.config.inference.served_model_name or self.model.name
 
     def rollout_server(self) -> Command:
         """The rollout server, on the same port and store at every restart."""
@@ -80,19 +85,19 @@ class Plan:
     def inference(self, model: Path | None = None) -> Command:
         """The inference server; serves the model of the run unless told another."""
         section = self.config.inference
-        return self._engine(
-            section, str(model or section.model or self.config.model), self.served_model, self.inference_port
-        )
+        return self._engine(section, str(model or section.model or self.model), self.served_model, self.inference_port)
 
     def frozen(self, name: str) -> Command:
         """A frozen server; serves the model of the run as it was at first unless told another."""
         section = self.config.frozen[name]
         command = self._engine(
-            section, section.model or str(self.config.model), self._frozen_model(name), self.frozen_ports[name]
+            section, section.model or str(self.model), self._frozen_model(name), self.frozen_ports[name]
         )
         return replace(command, env={**command.env, **section.env})
 
     def _engine(self, section: InferenceSection, model: str, served_model: str, port: int) -> Command:
+        if self.config.is_mock:
+            return self._mock_engine(section, served_model, port)
         fields = section.model_dump(exclude=_NO_OPTIONS_OF_THE_ENGINE)
         engine = InferenceConfig(model=model, port=port, served_model_name=served_model, **fields)
         argv, env = vllm_command(engine, has_gpu=self.has_gpu)
@@ -100,10 +105,16 @@ class Plan:
         split = argv.index("--model")
         return _command(self.config.processes.inference, argv[:split], argv[split:], env)
 
+    def _mock_engine(self, section: InferenceSection, served_model: str, port: int) -> Command:
+        program = [sys.executable, "-m", "atroposlib.cli.main", "mock-inference"]
+        arguments = ["--host", section.host, "--port", str(port), "--model-name", served_model]
+        arguments += ["--save-tokenizer", str(self.folder.mock_model), *section.extra_args]
+        return _command(self.config.processes.inference, program, arguments, {})
+
     def _frozen_model(self, name: str) -> str:
         """What clients of a frozen server put in `model`."""
         section = self.config.frozen[name]
-        return section.served_model_name or Path(section.model or self.config.model).name
+        return section.served_model_name or Path(section.model or self.model).name
 
     def environment(self, section: EnvironmentSection) -> Command:
         """An environment that collects groups until the run is finished."""
@@ -119,7 +130,7 @@ class Plan:
     def _environment(self, section: EnvironmentSection, mode: str, extra: dict[str, Scalar]) -> Command:
         flags: dict[str, OptionValue] = {
             "env.rollout_server_url": self.server_url,
-            "env.tokenizer_name": str(self.config.model),
+            "env.tokenizer_name": str(self.model),
             "env.run_dir": str(self.folder.path),
             "env.seed": self.config.seed,
             "env.group_size": section.group_size,
@@ -169,10 +180,11 @@ class Plan:
         """The trainer's config: what the user gave, and how the processes are connected."""
         return {
             **self.config.trainer.model_dump(mode="json"),
-            "model_name_or_path": str(self.config.model),
+            "model_name_or_path": str(self.model),
             "rollout_server_url": self.server_url,
             "run_name": self.folder.run_id,
-            "inference_servers": [self.inference_url],
+            # A mock takes no weights.
+            "inference_servers": [] if self.config.is_mock else [self.inference_url],
             "run_dir": str(self.folder.path),
             "output_dir": str(self.folder.checkpoints),
             "seed": self.config.seed,

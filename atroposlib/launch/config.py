@@ -100,6 +100,9 @@ class EnvironmentSection(Section):
         return self.name or self.command.stem
 
 
+MOCK_MODEL = Path("mock")
+"""As the model of a run: nothing but its processes is to be tried."""
+
 POLICY_FLAGS = frozenset({"env", "openai"})
 """Flags of an environment, --env.* and --openai.*, that tell it of itself and of the policy."""
 
@@ -143,7 +146,8 @@ class UpConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Of the items' order and of the trainer."""
     model: Path
-    """Folder of the Hugging Face checkpoint to train."""
+    """Folder of the Hugging Face checkpoint to train. mock: a tiny random one, which is made in the run's folder; every
+    inference server is then an `atropos mock-inference` with the answers of its extra_args, and no weights travel."""
     rollout_server: RolloutServerSection = RolloutServerSection()
     inference: InferenceSection = InferenceSection()
     """Of the policy."""
@@ -193,6 +197,11 @@ class UpConfig(Section):
                 )
         return self
 
+    @property
+    def is_mock(self) -> bool:
+        """Whether there is no real model."""
+        return self.model == MOCK_MODEL
+
     def absolute(self) -> UpConfig:
         """The same with absolute paths, so that it means the same from any folder."""
         environments = [
@@ -202,7 +211,7 @@ class UpConfig(Section):
         return self.model_copy(
             update={
                 "runs_dir": self.runs_dir.absolute(),
-                "model": self.model.absolute(),
+                "model": self.model if self.is_mock else self.model.absolute(),
                 "environments": environments,
                 "frozen": {name: _with_absolute_model(section) for name, section in self.frozen.items()},
             }
@@ -241,12 +250,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> UpConfig:
 
 def check_files(config: UpConfig) -> None:
     """Raise LaunchConfigError when a file that the run needs is missing."""
-    if not (config.model / "config.json").is_file():
+    if not config.is_mock and not (config.model / "config.json").is_file():
         what = "is not a checkpoint: it has no config.json" if config.model.is_dir() else "does not exist"
         raise LaunchConfigError(
             f"model: the folder {config.model} {what}",
             hint="`make demo` or `python scripts/prepare_model.py` prepares the demo model; "
-            "for another one set model=FOLDER",
+            "for another one set model=FOLDER; model=mock needs none",
         )
     for index, environment in enumerate(config.environments):
         if not (environment.command.is_file() or (environment.command / "__main__.py").is_file()):

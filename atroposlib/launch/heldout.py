@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 SEED = 0
+_ONLY = "all"
+MIN_ITEMS = 10
+"""Of each environment, for an interval: the spread of fewer items says too little about that of all."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,18 @@ def heldout_rewards(folder: Path) -> dict[str, float]:
     return rewards
 
 
-def heldout_change(before: Path, after: Path) -> Change | None:
-    """What changed from one evaluation to the other; None where an item of one has no counterpart in the other.
+def rewards_text(rewards: Mapping[str, float]) -> str:
+    """Held-out rewards for people; a single environment goes without its name."""
+    if rewards.keys() == {_ONLY}:
+        return f"{rewards[_ONLY]:.3f}"
+    return ", ".join(f"{name} {reward:.3f}" for name, reward in rewards.items())
 
-    Items are drawn in pairs, within each environment, whose means weigh the same.
+
+def heldout_change(before: Path, after: Path) -> Change | None:
+    """What changed from one evaluation to the other.
+
+    None where an item of one has no counterpart in the other, by question and gold_answer of its sample, or an environment
+    has fewer than MIN_ITEMS of them. Items are drawn in pairs, within each environment, whose means weigh the same.
 
     Source: Efron and Tibshirani 1993, "An introduction to the bootstrap", percentile intervals.
     """
@@ -58,7 +69,7 @@ def heldout_change(before: Path, after: Path) -> Change | None:
     if not rewards[after] or rewards[before].keys() != rewards[after].keys():
         return None
     paired = {name: _differences(before, after, name, rewards) for name in rewards[after]}
-    known = [differences for differences in paired.values() if differences is not None]
+    known = [one for one in paired.values() if one is not None and len(one) >= MIN_ITEMS]
     if len(known) < len(paired):
         return None
     generator = np.random.default_rng(SEED)
@@ -74,8 +85,10 @@ def _differences(
     """[items] after minus before; None where the samples are not those of the same items, or not what the mean is of."""
     import numpy as np
 
-    samples = [read_jsonl(_evaluations(folder)[name].with_name("samples.jsonl")) for folder in (before, after)]
-    if [line.get("question") for line in samples[0]] != [line.get("question") for line in samples[1]]:
+    paths = [_evaluations(folder)[name].with_name("samples.jsonl") for folder in (before, after)]
+    samples = [sorted(read_jsonl(path), key=_item_of) for path in paths]
+    items = [[_item_of(line) for line in lines] for lines in samples]
+    if items[0] != items[1] or _item_of({}) in items[0]:
         return None
     columns = []
     for folder, lines in zip((before, after), samples, strict=True):
@@ -87,6 +100,11 @@ def _differences(
     return difference
 
 
+def _item_of(sample: Line) -> str:
+    """What tells one item from another; a gold_answer may be any JSON."""
+    return json.dumps([sample.get("question"), sample.get("gold_answer")], sort_keys=True)
+
+
 def _reward_of(sample: Line) -> float:
     """What a sample adds to heldout_reward: its score, unless it says otherwise."""
     value = sample.get("heldout_reward", sample.get("score"))
@@ -94,5 +112,5 @@ def _reward_of(sample: Line) -> float:
 
 
 def _evaluations(folder: Path) -> dict[str, Path]:
-    """metrics.json of each environment; `all` where there is one environment, which has no folder of its own."""
-    return {path.parent.name if path.parent != folder else "all": path for path in sorted(folder.rglob("metrics.json"))}
+    """metrics.json of each environment; a single environment has no folder of its own."""
+    return {path.parent.name if path.parent != folder else _ONLY: path for path in sorted(folder.rglob("metrics.json"))}

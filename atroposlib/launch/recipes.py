@@ -9,6 +9,13 @@ from atroposlib.launch.config import LaunchConfigError
 
 FOLDER = Path("configs")
 """Of the current folder, where the relative paths in the files start too."""
+ON_ROLLOUTS = (
+    "atlas_compat", "cispo", "dapo", "default", "dr_grpo", "grpo", "gsm8k_rlvr", "gspo", "meta_math_rlvr", "smoke_cpu",
+    "teacher_rcl", "teacher_rcl_compat",
+)  # fmt: skip
+"""Recipes of the trainer that need servers and an environment."""
+ON_DATA_SETS = ("gkd_quickstart", "sft_quickstart", "teacher_gkd", "teacher_sft")
+"""Recipes of the trainer that need neither."""
 _KEY = "recipe="
 
 
@@ -31,15 +38,26 @@ def recipe_file(name: str) -> Path:
     """The config of a recipe.
 
     Raises:
-        LaunchConfigError: there is none; names those that there are.
+        LaunchConfigError: there is none; names those that there are, and the command of one that is the trainer's.
     """
     path = FOLDER / f"{name}.yaml"
     if path.is_file():
         return path
     known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
-    here = f"recipes here: {', '.join(known)}" if known else f"start in the project's folder, which has {FOLDER}/"
+    here = f"atropos up has: {', '.join(known)}" if known else f"start in the project's folder, which has {FOLDER}/"
+    if name in ON_DATA_SETS:
+        raise LaunchConfigError(
+            f"recipe={name} learns from a data set, without servers and environments, so there is nothing else to start",
+            hint=f"run atropos-trainer recipe={name}. {here}",
+        )
+    if name in ON_ROLLOUTS:
+        raise LaunchConfigError(
+            f"recipe={name} is the trainer's alone: it names neither a model server nor an environment",
+            hint=f"put it into a run of yours, atropos up --config FILE trainer.recipe={name}; or start rollout server, "
+            f"inference server and environment as docs/operating.md says under By hand, and run "
+            f"atropos-trainer --config trainer.yaml recipe={name}. {here}",
+        )
     raise LaunchConfigError(
         f"recipe={name}: there is no {path} in {Path.cwd()}",
-        hint=f"{here}. Presets of the trainer (dapo, grpo, ...) go beside a config: --config FILE trainer.recipe={name}; "
-        f"SFT and GKD need no servers: atropos-trainer recipe={name}",
+        hint=f"{here}. The trainer has: {', '.join((*ON_ROLLOUTS, *ON_DATA_SETS))}",
     )

@@ -79,6 +79,11 @@ class RunFolder:
         return self.ledger / "server.json"
 
     @property
+    def mock_model(self) -> Path:
+        """The model of a run that has no real one."""
+        return self.path / "mock"
+
+    @property
     def checkpoints(self) -> Path:
         """The trainer's output_dir."""
         return self.path / "checkpoints"

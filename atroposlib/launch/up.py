@@ -19,9 +19,10 @@ from atroposlib.errors import AtroposError
 from atroposlib.launch.commands import Command, Plan
 from atroposlib.launch.config import EnvironmentSection, UpConfig, check_files
 from atroposlib.launch.events import EventLog
-from atroposlib.launch.heldout import heldout_rewards
+from atroposlib.launch.heldout import heldout_rewards, rewards_text
 from atroposlib.launch.inference import explain_failure, has_gpu, wait_until_ready
 from atroposlib.launch.jsonl import read_jsonl
+from atroposlib.launch.mock_model import write_mock_model
 from atroposlib.launch.ports import assign_ports
 from atroposlib.launch.processes import Child, ProcessSpec, RestartConfig, Supervisor
 from atroposlib.launch.readiness import until_it_answers
@@ -108,6 +109,8 @@ class Up:
         self.folder.config.write_text(self.config.to_yaml(), encoding="utf-8")
         keys = yaml.safe_dump(self.plan.trainer_keys(), sort_keys=False)
         self.folder.trainer_config.write_text(keys, encoding="utf-8")
+        if self.config.is_mock:
+            write_mock_model(self.folder.mock_model)
         self.events.add("session_started", f"run {self.folder.run_id}", run_id=self.folder.run_id)
         view = asyncio.create_task(show(self.telemetry, self.console, is_live=self.is_live))
         polling = asyncio.create_task(self.telemetry.poll(self.plan.server_url))
@@ -277,9 +280,9 @@ class Up:
         self._phase(f"evaluating {phase}")
         await asyncio.gather(*(self._evaluate_one(section, phase) for section in self.config.environments))
         rewards = heldout_rewards(self.folder.evaluation(phase))
-        text = ", ".join(f"{name} {reward:.3f}" for name, reward in rewards.items()).replace("all ", "")
         if rewards:
-            self.events.add("evaluated", f"held-out reward {phase}: {text}", phase=phase, rewards=rewards)
+            text = f"held-out reward {phase}: {rewards_text(rewards)}"
+            self.events.add("evaluated", text, phase=phase, rewards=rewards)
         else:
             self._warn(f"the evaluation {phase} left no heldout_reward in {self.folder.evaluation(phase)}")
 

@@ -25,7 +25,8 @@ PRESETS: dict[str, tuple[JudgeName, ...]] = {
     "interpretation_teaching": TEACHING,
     "rim_teaching": TEACHING,
 }
-"""Judges of each preset."""
+"""Judges of each preset, in their usual order."""
+DEFAULT_PRESET = "offline"
 
 
 def _known_preset(name: str) -> str:
@@ -205,14 +206,14 @@ class RIMConfig(Section):
     """The reward interpretation model."""
 
     preset: Annotated[str, AfterValidator(_known_preset)] | None = None
-    """Whose judges are active where active_judges names none: runtime (all four), offline (helpfulness and process), or
+    """Whose judges are active where active_judges is not given: runtime (all four), offline (helpfulness and process), or
     another name of them. None: offline."""
     models: Models
     """Who judges."""
     model_configs: ModelConfigs = ModelConfigs()
     """How they are asked."""
-    active_judges: dict[JudgeName, bool] = {"helpfulness": True, "process": True}
-    """Judges by name; one that is not named is off."""
+    active_judges: dict[JudgeName, bool] | None = None
+    """Judges by name; one that is not named is off. None: those of the preset."""
     judge_weights: dict[JudgeName, Annotated[float, Field(gt=0)]] = {}
     """Weight of each judge in the mean; 1 where none is given."""
     temperatures: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field(default=(0.2, 0.5, 0.8), min_length=1)
@@ -250,17 +251,14 @@ class RIMConfig(Section):
     teacher_reward: TeacherReward = TeacherReward()
     """Accepted for old configs."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _judges_of_the_preset(cls, data: Any) -> Any:
-        # A wrong name is left to its field: an error of this validator would show the whole input, with its keys.
-        if not isinstance(data, dict) or str(data.get("preset")) not in PRESETS:
-            return data
-        return {"active_judges": dict.fromkeys(PRESETS[data["preset"]], True), **data}
-
     @model_validator(mode="after")
     def _all_models_have_prices_or_none(self) -> Self:
         small, large = self.model_configs.default, self.model_configs.large
+        if self.models.large_model is None and large.is_priced:
+            raise ValueError(
+                "model_configs.large gives prices, and models.large_model names no model that they could be of: name one, "
+                "or move the prices to model_configs.default if they are those of small_model"
+            )
         if self.models.large_model is not None and small.is_priced != large.is_priced:
             raise ValueError(
                 "model_configs gives prices for one of small_model (default) and large_model (large), so that rim/cost "
@@ -274,12 +272,16 @@ class RIMConfig(Section):
             raise ValueError(f"active_judges switches every judge off; switch one on: {', '.join(ALL_JUDGES)}")
         idle = sorted(set(self.judge_weights) - set(self.judges))
         if idle:
-            raise ValueError(f"judge_weights names {idle[0]}, which active_judges does not switch on")
+            raise ValueError(
+                f"judge_weights names {idle[0]}, who does not judge: {', '.join(self.judges)} do; switch it on in active_judges"
+            )
         return self
 
     @property
     def judges(self) -> tuple[JudgeName, ...]:
-        """Those that are switched on, in their usual order."""
+        """Those that active_judges switches on, or else those of the preset, in their usual order."""
+        if self.active_judges is None:
+            return PRESETS[self.preset or DEFAULT_PRESET]
         return tuple(name for name in ALL_JUDGES if self.active_judges.get(name))
 
     @classmethod

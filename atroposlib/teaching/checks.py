@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from atroposlib.teaching.argument_types import check_text, wrong_type
 from atroposlib.teaching.diagnosis import DiagnosticResult
-from atroposlib.teaching.errors import TeachingTypeError, TeachingValueError
+from atroposlib.teaching.errors import TeachingValueError
 
 LEAST_PROBE_TOKENS = 1
 LEAST_GUIDANCE_TOKENS = 10
@@ -27,17 +28,17 @@ def check_guidance_arguments(task: object, diagnostic: object, max_tokens: objec
     """
     _check_types(task, max_tokens)
     if diagnostic is not None and not isinstance(diagnostic, DiagnosticResult):
-        raise TeachingTypeError(f"diagnostic must be a DiagnosticResult, not {type(diagnostic).__name__}")
+        raise wrong_type("diagnostic", diagnostic, "a DiagnosticResult")
     _check_values(task, max_tokens, least=LEAST_GUIDANCE_TOKENS)
     if diagnostic is None:
         raise TeachingValueError("diagnostic must not be None: pass what diagnostic_probe returned")
 
 
 def _check_types(task: object, max_tokens: object) -> None:
-    if not isinstance(task, str):
-        raise TeachingTypeError(f"task must be a text, not {type(task).__name__}")
+    check_text("task", task)
+    # No NumPy number: it goes into the JSON of a request.
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int):
-        raise TeachingTypeError(f"max_tokens must be a whole number, not {type(max_tokens).__name__}")
+        raise wrong_type("max_tokens", max_tokens, "a whole number")
 
 
 def _check_values(task: object, max_tokens: object, *, least: int) -> None:

@@ -6,8 +6,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal, TypeAlias
 
+from atroposlib.teaching.argument_types import check_number, check_text, check_whole_number, wrong_type
 from atroposlib.teaching.errors import TeachingValueError
 
 Tier: TypeAlias = Literal["low", "medium", "high"]
@@ -31,6 +33,7 @@ class DiagnosticResult:
     """What a diagnostic probe found.
 
     Raises:
+        TypeError: a field is of another type than declared; NumPy's numbers are numbers, a bool is none.
         ValueError: a number is out of its range.
     """
 
@@ -48,12 +51,26 @@ class DiagnosticResult:
     """What the student said: the variable of that name in the teacher's template."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("capability_level", "confidence_score"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise TeachingValueError(f"{name}={value} must lie between 0 and 1")
         if self.probe_tokens < 0:
             raise TeachingValueError(f"probe_tokens={self.probe_tokens} must not be negative")
+
+    def _check_types(self) -> None:
+        for name in ("capability_level", "confidence_score"):
+            check_number(name, getattr(self, name))
+        gaps, quality = self.identified_gaps, self.response_quality
+        if not isinstance(gaps, list) or not all(isinstance(gap, str) for gap in gaps):
+            raise wrong_type("identified_gaps", gaps, "a list of texts")
+        if not isinstance(quality, Mapping) or not all(
+            isinstance(name, str) and isinstance(value, Real) for name, value in quality.items()
+        ):
+            raise wrong_type("response_quality", quality, "a mapping of names to numbers")
+        check_whole_number("probe_tokens", self.probe_tokens)
+        check_text("approach", self.approach)
 
     @property
     def tier(self) -> Tier:

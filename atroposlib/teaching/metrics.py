@@ -65,8 +65,9 @@ class TeachingMetrics:
 
 
 def approach_figures(judged: Mapping[str, float]) -> dict[str, float]:
-    """The figures of the judge of approaches under names of their own; nothing where it was not asked."""
-    if not judged["rim/calls"] + judged["rim/cache_hits"]:
+    """The figures of the judge of approaches under names of their own; nothing where there was no call for it."""
+    # One that is stopped gets no calls, and that is what is to be seen.
+    if not judged["rim/calls"] + judged["rim/cache_hits"] + judged["rim/stopped"]:
         return {}
     return {f"teaching/approach_{name.rpartition('/')[2]}": value for name, value in judged.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -14,6 +15,9 @@ from atroposlib.teaching.diagnosis import Capability, DiagnosticResult, capabili
 from atroposlib.teaching.episode import Attempt, Guidance, Lesson, Preparation, TeachingItem
 from atroposlib.teaching.errors import StudentFailedError
 from atroposlib.teaching.frozen_model import ChatReply, FrozenModel, Sampling
+from atroposlib.teaching.templates import format_doubt
+
+log = logging.getLogger(__name__)
 
 JudgeApproach = Callable[[TeachingItem, str], Awaitable[Capability]]
 """Says how able a student is that means to go about an item this way."""
@@ -49,6 +53,8 @@ class TeachingProtocol:
         self._teacher = config.template("teacher_adaptive_template")
         self._with_teaching = config.template("student_with_teaching_template")
         self._baseline = config.template("student_baseline_template")
+        if doubt := format_doubt(self._baseline, self._with_teaching):
+            log.warning("%s", doubt)
 
     def sampling(self, split: str = "train") -> Sampling:
         """How solutions of the student are sampled."""
@@ -99,7 +105,7 @@ class TeachingProtocol:
         found = {
             "approach": diagnosis.approach,
             "tier": diagnosis.tier,
-            "capability_level": round(diagnosis.capability_level, 2),
+            "capability_level": round(float(diagnosis.capability_level), 2),
             "identified_gaps": diagnosis.identified_gaps,
         }
         return self._teacher.render({**item.context, **found, "question": item.question})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from atroposlib.teaching.errors import TeachingTypeError, TeachingValueError
+from atroposlib.teaching.argument_types import check_number
+from atroposlib.teaching.errors import TeachingValueError
 
 RewardMode: TypeAlias = Literal["asymmetric", "outcome", "additive", "rim"]
 LeakPolicy: TypeAlias = Literal["zero", "cap", "off"]
@@ -32,7 +33,7 @@ def compute_teaching_reward(
     """The reward of one guidance, from scores alone.
 
     Args:
-        baseline_score: of the student without guidance, 0 to 1.
+        baseline_score: of the student without guidance, 0 to 1; NumPy's numbers will do, here and below.
         enhanced_score: with it.
         teaching_length: tokens of what the student was told.
         mode: asymmetric or additive; outcome needs answers (outcome_reward), rim needs judges.
@@ -43,19 +44,21 @@ def compute_teaching_reward(
     """
     scores = {"baseline_score": baseline_score, "enhanced_score": enhanced_score}
     for name, value in {**scores, "teaching_length": teaching_length}.items():
-        _check_number(name, value)
+        check_number(name, value)
     for name, value in scores.items():
         if not 0.0 <= value <= 1.0:
             raise TeachingValueError(f"{name}={value} must lie between 0 and 1")
     if not teaching_length >= 0:
         raise TeachingValueError(f"teaching_length={teaching_length} must not be negative")
+    # NumPy's narrow numbers would round, and overflow: np.int8(120) + 100.
+    baseline, enhanced, length = float(baseline_score), float(enhanced_score), float(teaching_length)
     if mode == "additive":
-        return additive_reward(baseline_score, enhanced_score, teaching_length)
+        return additive_reward(baseline, enhanced, length)
     if mode == "asymmetric":
         return asymmetric_reward(
-            baseline_score,
-            enhanced_score,
-            teaching_length,
+            baseline,
+            enhanced,
+            length,
             penalty=degradation_penalty_multiplier,
             efficiency_weight=efficiency_weight,
             silence_bonus=silence_bonus,
@@ -72,8 +75,9 @@ def asymmetric_reward(
     efficiency_weight: float,
     silence_bonus: float = 0.0,
 ) -> float:
-    """Harm costs `penalty` times what help of the same size pays; brief help pays more.
+    """Harm costs `penalty` times the loss of score; help pays the gain, up to 1 + efficiency_weight times where it is brief.
 
+    So with a penalty below 1 + efficiency_weight harm may cost less than help of the same size pays.
     Without a silence_bonus it ranges over [-penalty, 1 + efficiency_weight].
     """
     delta, brevity = enhanced - baseline, HALF_LENGTH / (HALF_LENGTH + length)
@@ -117,8 +121,3 @@ def without_rounding(rewards: list[float]) -> list[float]:
     if rewards and max(rewards) - min(rewards) < SAME_WITHIN:
         return [rewards[0]] * len(rewards)
     return rewards
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TeachingTypeError(f"{name} must be a number, not {type(value).__name__}")

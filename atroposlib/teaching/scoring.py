@@ -65,10 +65,14 @@ def warn_of_rewards(config: TeacherEnvConfig) -> None:
     """Say so where the options pay for something else than teaching."""
     if config.teaching_reward_mode == "additive":
         log.warning("teaching_reward_mode=additive pays 1 for saying nothing: use it to compare, not to train")
-    penalty = config.degradation_penalty_multiplier
-    if config.teaching_reward_mode == "asymmetric" and penalty < 1:
+    penalty, most = config.degradation_penalty_multiplier, 1 + config.efficiency_weight
+    if config.teaching_reward_mode == "asymmetric" and penalty < most:
         log.warning(
-            "degradation_penalty_multiplier=%g makes harm cost less than the same help pays: give 1 or more", penalty
+            "degradation_penalty_multiplier=%g makes harm cost less than brief help of the same size pays, which is up to "
+            "1 + efficiency_weight = %g times the change: give %g or more",
+            penalty,
+            most,
+            most,
         )
 
 

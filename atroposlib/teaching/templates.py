@@ -75,7 +75,18 @@ DEFAULTS: Mapping[str, str] = {
     "student_with_teaching_template": STUDENT_WITH_TEACHING,
     "student_baseline_template": STUDENT_BASELINE,
 }
-_LIKE_A_VARIABLE = re.compile(r"\{([a-z][a-z_]{2,})\}")
+ANSWER_MARKERS: Mapping[str, re.Pattern[str]] = {
+    "<solution>": re.compile("<solution>", re.I),
+    "<answer>": re.compile("<answer>", re.I),
+    "\\boxed": re.compile(r"\\boxed\b"),
+    "####": re.compile("####"),
+    "Answer:": re.compile(r"\banswer\W{0,3}:", re.I),
+    "the answer is": re.compile(r"\bthe (?:final )?answer is\b", re.I),
+}
+"""Forms in which answers are commonly asked for."""
+_LIKE_A_VARIABLE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_LATEX_COMMAND = re.compile(r"\\[A-Za-z]{2,}(?:\{[^{}]*\})+")
+r"""Its braces hold arguments: \boxed{answer}, \frac{a}{b}. A \n of one letter is a line break that a shell left as it was."""
 _NEAR = 0.75
 
 
@@ -118,14 +129,21 @@ class Template:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     def doubts(self) -> list[str]:
-        """Names in braces that are no variable but look like one: they stay in the prompt as they are."""
-        written = set(_LIKE_A_VARIABLE.findall(self.text)) - set(self.variables)
-        near = {name: difflib.get_close_matches(name, self.variables, n=1, cutoff=_NEAR) for name in sorted(written)}
+        """Names in braces that are no variable, arguments of LaTeX left aside: they stay in the prompt as they are."""
+        written = set(_LIKE_A_VARIABLE.findall(_LATEX_COMMAND.sub("", self.text))) - set(self.variables)
         return [
-            f"{self.name}: {{{name}}} is no variable and stays as it is; did you mean {{{found[0]}}}?"
-            for name, found in near.items()
-            if found
+            f"{self.name}: {{{name}}} is no variable and stays as it is; {self._hint(name)}" for name in sorted(written)
         ]
+
+    def _hint(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self.variables, n=1, cutoff=_NEAR)
+        if near:
+            return f"did you mean {{{near[0]}}}?"
+        return f"the variables are {', '.join(f'{{{variable}}}' for variable in self.variables)}"
+
+    def answer_markers(self) -> list[str]:
+        """Which of ANSWER_MARKERS it has."""
+        return [name for name, pattern in ANSWER_MARKERS.items() if pattern.search(self.text)]
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The prompt. Only the known names are replaced, all at once: braces in values and elsewhere stay.
@@ -143,6 +161,21 @@ class Template:
     @cached_property
     def _places(self) -> re.Pattern[str]:
         return re.compile(r"\{(" + "|".join(self.variables) + r")\}")
+
+
+def format_doubt(baseline: Template, with_teaching: Template) -> str | None:
+    """What to say where the two ask for the answer in different forms; None where they share one, or neither names any."""
+    alone, taught = baseline.answer_markers(), with_teaching.answer_markers()
+    if alone == taught or set(alone) & set(taught):
+        return None
+    return (
+        f"{baseline.name} asks for the answer by {_listed(alone)}, {with_teaching.name} by {_listed(taught)}: "
+        "ask in the same form in both, or the form is what guidance is paid for"
+    )
+
+
+def _listed(markers: list[str]) -> str:
+    return " and ".join(markers) or "no known form"
 
 
 def _as_text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from atroposlib.data.answers import exact_match, marked_answer
 from atroposlib.envs.reward_fns.accuracy_reward import AccuracyReward
 
 
@@ -14,3 +15,17 @@ def grade(answer: str, text: str) -> float:
         RolloutError: math-verify could not tell in time.
     """
     return AccuracyReward()([text], ground_truth=answer)[0]
+
+
+def grade_bare(answer: str, text: str) -> float:
+    r"""1.0 when the text ends in the right answer, after `Final Answer:` too: letter by letter, or as mathematics.
+
+    Args:
+        answer: the answer alone, which need not be a number.
+    Raises:
+        RolloutError: math-verify could not tell in time.
+    """
+    if exact_match(text, answer):
+        return 1.0
+    marked = marked_answer(text)
+    return grade(answer, text if marked is None else f"#### {marked}")

@@ -158,6 +158,7 @@ class NumberGameEnv(BaseEnv):
         episode = await self.play(game, temperature=0.0, split="eval")
         return {
             "messages": episode.messages,
+            "question": episode.messages[0]["content"],
             "gold_answer": str(game.secret),
             "score": sum(episode.rewards),
             "status": episode.game.status,

@@ -166,6 +166,7 @@ class ToolCallingEnv(BaseEnv):
         episode = await self.play(question, temperature=0.0, split="eval")
         return {
             "messages": episode.messages,
+            "question": question.text,
             "gold_answer": str(question.answer),
             "score": reward(episode.made, question.needed, episode.final_text, question.answer),
             "is_correct": is_right(episode.final_text or "", question.answer),

@@ -149,6 +149,32 @@ def test_the_list_stays_whole_while_the_file_is_read_again(written: Write) -> No
     assert path.with_name("rows.jsonl.bad.jsonl").read_text() == before
 
 
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError, RuntimeError])
+def test_an_interrupted_reading_leaves_the_list_before(written: Write, interruption: type[BaseException]) -> None:
+    path = written('x\n{"q": 1}\ny\n{"q": 2}')
+    config = DataConfig(dataset_path=path, on_bad_line="quarantine")
+    usable(path, on_bad_line="quarantine")
+    before = path.with_name("rows.jsonl.bad.jsonl").read_text()
+
+    def parse(row: dict[str, Any]) -> None:
+        raise interruption
+
+    with pytest.raises(interruption):
+        list(usable_rows(config, Counter(), parse))
+
+    assert path.with_name("rows.jsonl.bad.jsonl").read_text() == before
+    assert sorted(file.name for file in path.parent.iterdir()) == ["rows.jsonl", "rows.jsonl.bad.jsonl"]
+
+
+def test_a_cap_leaves_the_list_of_what_was_read(written: Write) -> None:
+    path = written('x\n{"prompt": "a"}\ny\n{"prompt": "b"}\nz\n')
+
+    load_splits(DataConfig(dataset_path=path, on_bad_line="quarantine", dataset_max_samples=2, eval_split_ratio=0))
+
+    kept = [json.loads(line)["line"] for line in path.with_name("rows.jsonl.bad.jsonl").read_text().splitlines()]
+    assert kept == ["x", "y"]
+
+
 def test_a_file_that_was_mended_leaves_no_list_of_bad_lines(written: Write) -> None:
     path = written('{"q": 1}\nx')
     usable(path, on_bad_line="quarantine")

@@ -228,6 +228,25 @@ def test_a_conversation_ends_in_the_teachers_turn() -> None:
     assert row["metadata"]["student_learning"] == "count twice"
 
 
+@pytest.mark.parametrize(
+    ("over", "ground_truth"),
+    [
+        ({"session_metadata": {"ground_truth": "4", "status": "failed"}}, "4"),
+        ({"session_metadata": {"status": "succeeded"}}, "3"),
+        ({"session_metadata": {"status": "succeeded"}, "final_answer": "I add.\nFinal Answer: 3."}, "3"),
+        ({"session_metadata": {"status": "succeeded"}, "final_answer": "I add\nthem."}, None),
+        ({"session_metadata": {"status": "succeeded"}, "final_answer": " "}, None),
+        ({"session_metadata": {"status": "failed"}}, None),
+    ],
+)
+def test_a_conversation_says_what_is_right_where_its_session_does(over: dict[str, Any], ground_truth: Any) -> None:
+    (row,) = conversation_records(session_of(a_session(**over)), every_teacher_turn=False)
+
+    assert row.get("ground_truth") == ground_truth
+    assert ("ground_truth" in row) is (ground_truth is not None)
+    assert row["task"] == "sum 1 and 2"
+
+
 def test_every_turn_of_the_teacher_can_be_an_example() -> None:
     events = [{"actor": actor, "text": text} for actor, text in [("student", "1"), ("Teacher", "2"), ("coach", "3")]]
     records = conversation_records(session_of(a_session(trajectory_events=events)), every_teacher_turn=True)

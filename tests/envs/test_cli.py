@@ -20,6 +20,7 @@ from atroposlib.envs.command_line.options import UsageError, resolve
 from atroposlib.envs.server_handling.server_manager import server_list
 from atroposlib.envs.server_pools import handed_over
 from atroposlib.errors import AtroposError, ConfigError
+from environments.teaching import TeachingConfig, TeachingEnv
 from tests.envs.fakes import a_scored_group
 
 
@@ -294,6 +295,42 @@ def test_a_mapping_in_the_file_changes_the_keys_that_it_names(tmp_path: Path) ->
     assert env.limits == {"a": 1, "b": 5}
     flagged: Any = resolve(JudgeEnv, ["--judge", '{"votes": 9}', "--limits", "{}"], mode_defaults={}).env
     assert (flagged.judge.votes, flagged.limits) == (9, {})
+
+
+def test_it_keeps_the_other_keys_of_what_only_the_class_sets(tmp_path: Path) -> None:
+    class Penalty(BaseModel):
+        cap: float = 1.0
+        repeats: int = 1
+
+    class Judge(BaseModel):
+        model: str = "small"
+        votes: int = 1
+        penalty: Penalty = Penalty(repeats=4)
+
+    class JudgeConfig(TaskConfig):
+        judge: Judge = Judge(votes=3)
+        second: Judge | None = None
+
+    class JudgeEnv(TaskEnv):
+        @classmethod
+        def config_init(cls) -> tuple[JudgeConfig, Any]:
+            return JudgeConfig(), cls.servers
+
+    (tmp_path / "e.yaml").write_text("env: {judge: {model: big, penalty: {cap: 0.5}}, second: {model: other}}")
+    env: Any = resolve(JudgeEnv, ["--config", str(tmp_path / "e.yaml")], mode_defaults={}).env
+
+    assert env.judge == Judge(model="big", votes=3, penalty=Penalty(cap=0.5, repeats=4))
+    assert env.second == Judge(model="other")
+
+
+def test_a_section_of_the_data_keeps_the_data_set_of_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text("env: {data: {eval_split_ratio: 0.1}}")
+
+    data = resolve(TeachingEnv, ["--config", str(tmp_path / "e.yaml")], mode_defaults={}).env.data  # type: ignore[attr-defined]
+
+    usual = TeachingConfig().data
+    assert data == usual.model_copy(update={"eval_split_ratio": 0.1})
+    assert data != usual
 
 
 def test_a_field_that_yaml_cannot_hold_does_not_stop_a_dry_run() -> None:

@@ -14,15 +14,19 @@ from atroposlib.envs.base import BaseEnv
 from atroposlib.envs.command_line.options import resolve
 from atroposlib.launch.commands import Plan
 from atroposlib.launch.config import EnvironmentSection, check_files, load_config
+from atroposlib.launch.recipes import ON_DATA_SETS, ON_ROLLOUTS
 from atroposlib.launch.run_folder import RunFolder
 from environments.chain_sum import ChainSumEnv
+from environments.number_game.env import NumberGameEnv
 from environments.teaching import TeachingConfig, TeachingEnv
 from trainer.config import compose, presets
+from trainer.config.grpo import GRPOConfig
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 ENVIRONMENTS: dict[str, type[BaseEnv]] = {
     "environments/chain_sum.py": ChainSumEnv,
+    "environments/number_game": NumberGameEnv,
     "environments/teaching": TeachingEnv,
 }
 TEMPLATES = (
@@ -38,11 +42,18 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def overrides_of(name: str, model: Path) -> list[str]:
+    """A model in place of one that is not here."""
+    return [] if name == "smoke_cpu" else [f"model={model}"]
+
+
 def plan_of(name: str, model: Path) -> Plan:
-    config = load_config(Path("configs") / f"{name}.yaml", [f"model={model}"])
+    config = load_config(Path("configs") / f"{name}.yaml", overrides_of(name, model))
     check_files(config)
     ports = {server: 9002 + number for number, server in enumerate(config.frozen)}
-    return Plan(config, RunFolder(model / "run"), 9000, 9001, has_gpu=False, frozen_ports=ports)
+    plan = Plan(config, RunFolder(model / "run"), 9000, 9001, has_gpu=False, frozen_ports=ports)
+    plan.model.mkdir(parents=True, exist_ok=True)
+    return plan
 
 
 def trainer_config_of(plan: Plan, folder: Path, *overrides: str) -> Any:
@@ -69,7 +80,7 @@ def test_every_process_understands_its_part(name: str, model: Path) -> None:
     trainer = trainer_config_of(plan, model)
 
     assert trainer.batch_size == plan.config.trainer.batch_size
-    assert trainer.inference_servers == [plan.inference_url]
+    assert trainer.inference_servers == ([] if plan.config.is_mock else [plan.inference_url])
     for section in plan.config.environments:
         config = environment_of(plan, section)
         assert config.group_size == section.group_size
@@ -80,7 +91,7 @@ def test_every_process_understands_its_part(name: str, model: Path) -> None:
 def test_a_dry_run_shows_every_command(name: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (ROOT / "configs" / f"{name}.yaml").read_bytes()
 
-    assert main(["up", "--dry-run", f"recipe={name}", f"model={model}", "name=elsewhere"]) == 0
+    assert main(["up", "--dry-run", f"recipe={name}", *overrides_of(name, model), "name=elsewhere"]) == 0
 
     shown = capsys.readouterr().out
     assert yaml.safe_load(shown.split("# rollout-server")[0])["name"] == "elsewhere"
@@ -129,12 +140,42 @@ def test_the_trainer_knows_which_recipes_are_not_its_own() -> None:
 def test_a_recipe_that_there_is_not_is_refused_with_those_that_there_are(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = refused("recipe=dapo", capsys=capsys)
+    told = refused("recipe=dappo", capsys=capsys)
 
-    assert "recipe=dapo: there is no configs/dapo.yaml" in told
-    assert f"recipes here: {', '.join(RECIPES)}" in told
-    assert "trainer.recipe=dapo" in told
-    assert "atropos-trainer recipe=dapo" in told
+    assert "recipe=dappo: there is no configs/dappo.yaml" in told
+    assert f"atropos up has: {', '.join(RECIPES)}. The trainer has: atlas_compat, cispo, dapo, default" in told
+
+
+@pytest.mark.parametrize("name", ["default", "dapo", "gsm8k_rlvr"])
+def test_a_recipe_that_needs_an_environment_is_refused_with_the_command_beside_one(
+    name: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(f"recipe={name}", capsys=capsys)
+
+    assert f"recipe={name} is the trainer's alone: it names neither a model server nor an environment" in told
+    assert f"atropos up --config FILE trainer.recipe={name}; or start" in told
+    assert f"atropos-trainer --config trainer.yaml recipe={name}. atropos up has: {', '.join(RECIPES)}" in told
+
+
+@pytest.mark.parametrize("name", ["teacher_sft", "teacher_gkd"])
+def test_a_recipe_that_learns_from_a_data_set_is_refused_with_its_command(
+    name: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(f"recipe={name}", capsys=capsys)
+
+    assert f"recipe={name} learns from a data set, without servers and environments" in told
+    assert f"run atropos-trainer recipe={name}. atropos up has: {', '.join(RECIPES)}" in told
+
+
+def test_atropos_up_knows_which_recipes_of_the_trainer_need_an_environment() -> None:
+    def method_of(name: str) -> str:
+        options = [f"recipe={name}", "model_name_or_path=org/model", "deepspeed=null"]
+        options += ["teacher_model_name_or_path=org/teacher"] if "gkd" in name else []
+        return "rollouts" if isinstance(compose.load_config(None, options), GRPOConfig) else "data set"
+
+    found = {name: method_of(name) for name in presets.names("recipe")}
+
+    assert found == dict.fromkeys(ON_ROLLOUTS, "rollouts") | dict.fromkeys(ON_DATA_SETS, "data set")
 
 
 def test_outside_the_project_the_hint_says_where_to_start(

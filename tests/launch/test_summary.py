@@ -234,7 +234,9 @@ def run_folder(tmp_path: Path) -> RunFolder:
             (folder.evaluation(phase) / name).mkdir(parents=True)
             results = {"results": {"all": {"heldout_reward": reward}}}
             (folder.evaluation(phase) / name / "metrics.json").write_text(json.dumps(results))
-            (folder.evaluation(phase) / name / "samples.jsonl").write_text(json.dumps({"score": reward}) + "\n")
+            (folder.evaluation(phase) / name / "samples.jsonl").write_text(
+                "".join(json.dumps({"question": str(place), "score": reward}) + "\n" for place in range(10))
+            )
     return folder
 
 
@@ -245,7 +247,7 @@ def test_the_summary_of_a_folder_counts_everything(run_folder: RunFolder) -> Non
     saved = json.loads(run_folder.summary.read_text())
     assert saved["heldout_reward_before"] == pytest.approx(0.3)
     assert saved["heldout_reward_after"] == pytest.approx(0.7)
-    assert saved["heldout_change"] == {"mean": 0.4, "low": 0.4, "high": 0.4, "items": 2}
+    assert saved["heldout_change"] == {"mean": 0.4, "low": 0.4, "high": 0.4, "items": 20}
     assert saved["heldout_by_environment"]["a"] == {"before": 0.2, "after": 0.6}
     assert (saved["steps"], saved["wall_s"]) == (2, 30.0)
     assert (saved["sequences_trained"], saved["sequences_lost"], saved["sequences_repeated"]) == (8, 0, 0)

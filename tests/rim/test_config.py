@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from atroposlib.envs.command_line.options import resolve
 from atroposlib.envs.command_line.usage import UsageError
 from atroposlib.errors import ConfigError
-from atroposlib.rim.config import ALL_JUDGES, REWARD_NAMES, ModelConfig, RIMConfig
+from atroposlib.rim.config import ALL_JUDGES, REWARD_NAMES, TEACHING, ModelConfig, RIMConfig
 from atroposlib.rim.endpoints import PROVIDERS, Endpoint, endpoint_of
 from atroposlib.teaching.config import TeacherEnvConfig
 from environments.teaching import TeachingEnv
@@ -48,8 +49,8 @@ def test_the_documented_values_are_the_defaults() -> None:
     ],
 )
 def test_presets_differ_in_their_judges(name: str | None, judges: tuple[str, ...]) -> None:
-    assert read(preset=name) == read(preset=name, active_judges=dict.fromkeys(judges, True))
     assert read(preset=name).judges == judges
+    assert read(preset=name).active_judges is None
 
 
 def test_other_keys_are_laid_over_a_preset() -> None:
@@ -98,6 +99,45 @@ def test_a_file_lays_a_preset_over_the_judges_models_of_an_environment(tmp_path:
     assert env.rim.judges == ALL_JUDGES
 
 
+@pytest.mark.parametrize(
+    ("base", "section", "judges"),
+    [
+        ({"preset": "runtime"}, {"preset": "offline"}, TEACHING),
+        ({"preset": "offline"}, {"preset": "interpretation"}, ALL_JUDGES),
+        ({"preset": "runtime"}, {"active_judges": {"accuracy": True}}, ("accuracy",)),
+        ({"active_judges": {"accuracy": True}}, {"preset": "runtime"}, ("accuracy",)),
+        ({"active_judges": {"accuracy": True}}, {"preset": "runtime", "active_judges": None}, ALL_JUDGES),
+    ],
+)
+def test_a_file_lays_a_preset_over_that_of_an_environment(
+    tmp_path: Path, base: dict[str, Any], section: dict[str, Any], judges: tuple[str, ...]
+) -> None:
+    class Judged(TeachingEnv):
+        @classmethod
+        def config_init(cls) -> Any:
+            config, servers = super().config_init()
+            return config.model_copy(update={"rim": read(**base)}), servers
+
+    file = tmp_path / "env.yaml"
+    file.write_text(yaml.safe_dump({"env": {"rim": section}}))
+
+    env: Any = resolve(Judged, ["--config", str(file)], mode_defaults={}).env
+
+    assert env.rim.judges == judges
+
+
+def test_the_preset_can_be_edited_in_what_a_dry_run_prints(tmp_path: Path) -> None:
+    rim = "{preset: runtime, models: {small_model: gemini/gemini-2.5-flash}}"
+    printed = resolve(TeachingEnv, ["--rim", rim], mode_defaults={}).as_yaml()
+    file = tmp_path / "env.yaml"
+    file.write_text(printed.replace("preset: runtime", "preset: offline"))
+
+    env: Any = resolve(TeachingEnv, ["--config", str(file)], mode_defaults={}).env
+
+    assert file.read_text() != printed
+    assert env.rim.judges == TEACHING
+
+
 # Prices
 
 
@@ -112,6 +152,14 @@ def test_the_large_model_needs_prices_where_the_small_one_has_them_and_it_is_ask
     assert read(model_configs=prices).model_configs.default.is_priced
     with pytest.raises(ConfigError, match=r"gives prices for one of small_model .* and large_model"):
         read(model_configs=prices, models=LOCAL | {"large_model": "gemini/gemini-2.5-pro"})
+
+
+@pytest.mark.parametrize("small", [{}, {"prompt_price": 1.0, "completion_price": 2.0}])
+def test_prices_of_a_large_model_that_there_is_not_are_refused(small: dict[str, float]) -> None:
+    prices = {"default": small, "large": {"prompt_price": 1.0, "completion_price": 2.0}}
+
+    with pytest.raises(ConfigError, match=r"model_configs\.large gives prices, and models\.large_model names no model"):
+        read(model_configs=prices)
 
 
 @pytest.mark.parametrize("name", REWARD_NAMES)
@@ -137,7 +185,10 @@ def test_the_old_layout_of_the_reward_is_taken(name: str) -> None:
         ({"temperatures": [2.5]}, r"rim\.temperatures\.0: .*less than or equal to 2"),
         ({"active_judges": {"kindness": True}}, r"rim\.active_judges\.kindness.*'accuracy', 'helpfulness'"),
         ({"active_judges": {"accuracy": False}}, "switches every judge off"),
-        ({"judge_weights": {"accuracy": 2.0}}, "judge_weights names accuracy"),
+        (
+            {"judge_weights": {"accuracy": 2.0}},
+            "judge_weights names accuracy, who does not judge: helpfulness, process do",
+        ),
         ({"judge_weights": {"process": 0}}, r"rim\.judge_weights\.process: .*greater than 0"),
         ({"anti_gaming": {"cap_score": 1.5}}, r"rim\.anti_gaming\.cap_score: .*less than or equal to 1"),
         ({"parallel_execution": {"max_workers": 0}}, r"rim\.parallel_execution\.max_workers: .*greater than or equal"),
@@ -192,6 +243,38 @@ def test_a_provider_stands_for_its_address_and_its_variable() -> None:
     assert found == Endpoint(PROVIDERS["gemini"].base_url, "gemini-2.5-flash", "k", "max_tokens")
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("perplexity/sonar", Endpoint("https://api.perplexity.ai", "sonar", "k")),
+        ("cerebras/qwen-3-32b", Endpoint("https://api.cerebras.ai/v1", "qwen-3-32b", "k", "max_completion_tokens")),
+        (
+            "fireworks_ai/accounts/fireworks/models/qwen3-8b",
+            Endpoint("https://api.fireworks.ai/inference/v1", "accounts/fireworks/models/qwen3-8b", "k"),
+        ),
+    ],
+)
+def test_services_by_the_names_that_litellm_gives_them(name: str, found: Endpoint) -> None:
+    variable = PROVIDERS[name.partition("/")[0]].key_variable or ""
+
+    assert endpoint_of(name, ModelConfig(), {variable: "k"}) == found
+
+
+def test_ollama_needs_no_key_and_may_listen_elsewhere() -> None:
+    elsewhere = ModelConfig(base_url="http://gpu:11434/v1")
+
+    assert endpoint_of("ollama/qwen3:8b", ModelConfig(), {}) == Endpoint("http://localhost:11434/v1", "qwen3:8b")
+    assert endpoint_of("ollama/qwen3:8b", elsewhere, {}) == Endpoint("http://gpu:11434/v1", "qwen3:8b")
+
+
+@pytest.mark.parametrize("name", ["gpt-4o-mini", "gpt-5", "chatgpt-4o-latest", "o1", "o3-mini", "o4-mini"])
+def test_a_bare_name_that_is_openais_alone_is_asked_there(name: str) -> None:
+    environ = {"OPENAI_API_KEY": "k"}
+
+    assert endpoint_of(name, ModelConfig(), environ) == endpoint_of(f"openai/{name}", ModelConfig(), environ)
+    assert endpoint_of(name, ModelConfig(base_url="http://gpu:8000/v1"), {}).base_url == "http://gpu:8000/v1"
+
+
 def test_only_the_first_part_is_the_provider() -> None:
     found = endpoint_of("openrouter/qwen/qwen3", ModelConfig(), {"OPENROUTER_API_KEY": "k"})
 
@@ -228,6 +311,9 @@ def test_another_variable_may_hold_the_key() -> None:
     [
         ("gemini/g", "looked for in GEMINI_API_KEY, which is not set"),
         ("llama3", "names no provider that is known"),
+        ("gpt-oss-120b", "names no provider that is known"),
+        ("gpt-4o/mini", "names no provider that is known"),
+        ("o10", "names no provider that is known"),
         ("nobody/llama3", "names no provider that is known"),
         ("openai/", "names no provider that is known"),
         ("http://localhost/v1", "names no model; write http"),

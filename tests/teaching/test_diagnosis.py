@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from atroposlib.teaching.diagnosis import (
@@ -39,6 +40,37 @@ def test_a_number_out_of_range_is_a_value_error(name: str, value: float) -> None
 def test_a_negative_count_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="probe_tokens=-1"):
         a_result(probe_tokens=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("capability_level", True, r"a number, not True \(bool\)"),
+        ("capability_level", "0.5", r"a number, not '0.5' \(str\)"),
+        ("confidence_score", None, r"a number, not None \(NoneType\)"),
+        ("confidence_score", np.bool_(False), "a number"),
+        ("identified_gaps", "gap", r"a list of texts, not 'gap' \(str\)"),
+        ("identified_gaps", [7], r"a list of texts, not \[7\] \(list\)"),
+        ("response_quality", [], "a mapping of names to numbers"),
+        ("response_quality", {"has_plan": "yes"}, r"a mapping of names to numbers, not \{'has_plan': 'yes'\}"),
+        ("response_quality", {1: 1.0}, "a mapping of names to numbers"),
+        ("probe_tokens", 2.5, r"a whole number, not 2.5 \(float\)"),
+        ("probe_tokens", True, r"a whole number, not True"),
+        ("approach", None, "a text, not None"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_a_type_error(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be {expected}"):
+        a_result(**{name: value})
+
+
+def test_types_are_looked_at_before_values() -> None:
+    with pytest.raises(TypeError, match="identified_gaps"):
+        a_result(capability_level=7.0, identified_gaps=None)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert a_result(capability_level=np.float32(0.75), confidence_score=1, probe_tokens=np.int64(3)).tier == "high"
 
 
 @pytest.mark.parametrize(

@@ -68,11 +68,17 @@ async def test_a_judge_that_is_stopped_costs_the_diagnosis_and_no_group(stand: T
         assert env._approach_judge is not None
         abstained = await judged_capability(env._approach_judge, ITEM, "Add.")
         n_asked = len(judge.calls)
+        seen: list[dict[str, Any]] = []
+        env.metrics_sink = seen.append
+        await env.wandb_log()
         group, _ = await env.collect_trajectories(ITEM)
+        await env.wandb_log()
 
     assert abstained == UNKNOWN == Capability(0.5, 0.0)
     assert env._approach_judge.breaker.is_open
     assert len(judge.calls) == n_asked
+    assert [figures["teaching/approach_stopped"] for figures in seen] == [1.0, 1.0]
+    assert seen[1]["teaching/approach_calls"] == 0
     assert group is not None
     assert len(group["scores"]) == 4
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,11 +59,31 @@ def test_silence_pays_where_the_student_is_right_anyway_and_only_there() -> None
 
 
 @pytest.mark.parametrize(
-    "arguments", [("1", 0.5, 1), (0.5, None, 1), (True, 0.5, 1), (0.5, 0.5, "1"), (0.5, 0.5, False)]
+    "arguments",
+    [
+        ("1", 0.5, 1),
+        (0.5, None, 1),
+        (True, 0.5, 1),
+        (0.5, 0.5, "1"),
+        (0.5, 0.5, False),
+        (0.5, np.bool_(True), 1),
+        (0.5j, 0.5, 1),
+    ],
 )
 def test_what_is_no_number_is_a_type_error(arguments: Any) -> None:
     with pytest.raises(TypeError, match="must be a number"):
         compute_teaching_reward(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(np.float32(0.6), np.float64(0.8), np.int64(120)), (0.6, np.float32(0.8), np.int8(120))]
+)
+@pytest.mark.parametrize(("mode", "expected"), [("asymmetric", 0.290909), ("additive", 0.6)])
+def test_numbers_of_numpy_are_numbers(arguments: Any, mode: Any, expected: float) -> None:
+    reward = compute_teaching_reward(*arguments, mode=mode)
+
+    assert type(reward) is float
+    assert reward == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

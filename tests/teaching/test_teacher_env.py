@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from atroposlib.envs.base import APIServerConfig
@@ -528,11 +529,11 @@ async def test_half_a_surrogate_pair_in_a_record_is_written(stand: TeachingStand
 
 
 async def test_evaluation_is_greedy_and_tells_what_teaching_changes(stand: TeachingStand, tmp_path: Path) -> None:
-    async with stand.env(data=a_data_set(tmp_path).model_dump(), data_dir_to_save_evals=str(tmp_path)) as env:
+    async with stand.env(data=a_data_set(tmp_path, 30).model_dump(), data_dir_to_save_evals=str(tmp_path)) as env:
         await env.setup()
         metrics = await env.evaluate()
 
-    assert metrics["heldout_size"] == 4
+    assert metrics["heldout_size"] == 12
     assert (metrics["baseline_accuracy"], metrics["student_accuracy"], metrics["accuracy_delta"]) == (0.0, 1.0, 1.0)
     assert metrics["accuracy_delta_low"] == metrics["heldout_reward"] == 1.0
     assert metrics["teaching_tokens"] == len(GOOD)
@@ -540,19 +541,19 @@ async def test_evaluation_is_greedy_and_tells_what_teaching_changes(stand: Teach
     assert {request["sampling_params"]["temperature"] for request in stand.teacher.requests} == {0.0}
     [report] = [json.loads((tmp_path / "metrics.json").read_text())]
     assert report["results"]["all"]["accuracy_delta"] == 1.0
-    assert heldout_change(tmp_path, tmp_path) == Change(0.0, 0.0, 0.0, 4)
+    assert heldout_change(tmp_path, tmp_path) == Change(0.0, 0.0, 0.0, 12)
 
 
 async def test_a_teacher_that_gives_answers_away_gains_nothing(stand: TeachingStand, tmp_path: Path) -> None:
     stand.teacher.policy = teacher_replies("Say 42.")
     stand.student.policy = student_replies(taught=lambda _: "42")
-    async with stand.env(data=a_data_set(tmp_path).model_dump(), data_dir_to_save_evals=str(tmp_path)) as env:
+    async with stand.env(data=a_data_set(tmp_path, 30).model_dump(), data_dir_to_save_evals=str(tmp_path)) as env:
         await env.setup()
         metrics = await env.evaluate()
 
     assert (metrics["accuracy_delta"], metrics["leak_rate"], metrics["heldout_reward"]) == (1.0, 1.0, 0.0)
     # Each sample says what it adds to the reward: evaluations are compared item by item.
-    assert heldout_change(tmp_path, tmp_path) == Change(0.0, 0.0, 0.0, 4)
+    assert heldout_change(tmp_path, tmp_path) == Change(0.0, 0.0, 0.0, 12)
 
 
 async def test_held_out_items_whose_prompt_is_too_long_are_left_out(stand: TeachingStand, tmp_path: Path) -> None:
@@ -636,7 +637,8 @@ async def test_the_teacher_is_told_what_the_diagnosis_found(stand: TeachingStand
     told = TEACH + " {question} {approach} / {tier} / {capability_level} / {identified_gaps}"
     async with stand.env(teacher_adaptive_template=told) as env:
         group = await a_group(env, TeachingItem(ITEM.question, "42", context={"tool": "abacus"}))
-        diagnosis = DiagnosticResult(0.91666, 0.5, ["units", "signs"], {}, 3, "Add.")
+        level: Any = np.float32(0.91666)
+        diagnosis = DiagnosticResult(level, 0.5, ["units", "signs"], {}, 3, "Add.")
         await env.generate_guidance("task", diagnosis)
         prompts = [env.tokenizer.decode(request["token_ids"]) for request in stand.teacher.requests]
 
@@ -768,8 +770,9 @@ async def test_additive_rewards_are_warned_of(stand: TeachingStand, caplog: pyte
 @pytest.mark.parametrize(
     ("settings", "is_warned_of"),
     [
-        ({"degradation_penalty_multiplier": 0.5}, True),
-        ({"degradation_penalty_multiplier": 1.0}, False),
+        ({"degradation_penalty_multiplier": 1.0}, True),
+        ({"degradation_penalty_multiplier": 1.0, "efficiency_weight": 0.0}, False),
+        ({"degradation_penalty_multiplier": 2.0, "efficiency_weight": 1.5}, True),
         ({}, False),
         ({"degradation_penalty_multiplier": 0.5, "teaching_reward_mode": "outcome"}, False),
     ],
@@ -779,6 +782,21 @@ async def test_harm_that_costs_less_than_help_pays_is_warned_of(
 ) -> None:
     async with stand.env(**settings):
         assert ("makes harm cost less" in caplog.text) is is_warned_of
+
+
+async def test_what_harm_must_cost_is_named(stand: TeachingStand, caplog: pytest.LogCaptureFixture) -> None:
+    async with stand.env(degradation_penalty_multiplier=2.0, efficiency_weight=1.5):
+        assert "1 + efficiency_weight = 2.5" in caplog.text
+
+
+async def test_answers_that_are_asked_for_in_different_forms_are_warned_of(
+    stand: TeachingStand, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with stand.env():
+        assert "the form is what guidance is paid for" not in caplog.text
+    async with stand.env(student_baseline_template="{question} Put it in \\boxed{}."):
+        assert "student_baseline_template asks for the answer by \\boxed" in caplog.text
+        assert "the form is what guidance is paid for" in caplog.text
 
 
 async def test_two_groups_at_once_do_not_get_in_each_other_s_way(stand: TeachingStand) -> None:

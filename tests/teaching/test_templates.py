@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from atroposlib.errors import ConfigError
 from atroposlib.teaching.items import item_of
-from atroposlib.teaching.templates import DEFAULTS, REQUIRED, Template
+from atroposlib.teaching.templates import DEFAULTS, REQUIRED, Template, format_doubt
+from environments.teaching.env import TeachingConfig
+
+STUDENTS = ("student_baseline_template", "student_with_teaching_template")
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -20,9 +23,7 @@ def test_the_built_in_templates_have_what_they_need(name: str) -> None:
 
 
 def test_both_solutions_are_asked_for_in_one_format() -> None:
-    assert all(
-        "<solution>" in DEFAULTS[name] for name in ("student_baseline_template", "student_with_teaching_template")
-    )
+    assert all("<solution>" in DEFAULTS[name] for name in STUDENTS)
 
 
 @pytest.mark.parametrize(("name", "variable"), [(name, v) for name, needed in REQUIRED.items() for v in needed])
@@ -39,10 +40,62 @@ def test_a_misspelt_variable_is_pointed_out() -> None:
 
 
 def test_a_name_that_looks_like_an_optional_variable_is_doubted(caplog: pytest.LogCaptureFixture) -> None:
-    Template.of("student_diagnostic_template", "{question} {step_contxt} \\frac{aaa}{bbb}")
+    Template.of("student_diagnostic_template", "{question} {step_contxt}")
 
-    assert "did you mean {step_context}?" in caplog.text
-    assert "aaa" not in caplog.text
+    assert "{step_contxt} is no variable and stays as it is; did you mean {step_context}?" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["solution", "ground_truth", "answer", "task", "x", "hint2"])
+def test_a_name_in_braces_that_is_no_variable_is_doubted_and_stays(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    template = Template.of("student_baseline_template", f"{{question}} {{{name}}}")
+
+    assert template.render({"question": "q", name: "7"}) == f"q {{{name}}}"
+    assert f"{{{name}}} is no variable and stays as it is; the variables are {{question}}" in caplog.text
+
+
+def test_a_line_break_that_a_shell_left_as_it_was_is_no_latex() -> None:
+    assert (
+        "{solution} is no variable" in Template.of("student_baseline_template", r"{question}\n{solution}").doubts()[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "rest", ["\\boxed{answer} \\frac{a}{b}", '{"a": 1}', "{X} {an answer} {}", "{teaching} {step_context} {tool}"]
+)
+def test_latex_and_other_braces_and_variables_are_not_doubted(rest: str) -> None:
+    assert Template.of("student_with_teaching_template", f"{{question}} {{teaching}} {rest}").doubts() == []
+
+
+def format_doubt_of(baseline: str | None, with_teaching: str | None) -> str | None:
+    return format_doubt(
+        *(Template.of(name, text) for name, text in zip(STUDENTS, (baseline, with_teaching), strict=True))
+    )
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["in <answer></answer>", "in \\boxed{}", "after ####", "Answer: N", "**Answer**: N", "End with: The answer is N"],
+)
+def test_an_answer_that_the_students_are_asked_for_in_different_forms_is_doubted(form: str) -> None:
+    baseline, taught = f"{{question}} {form}", f"{{question}} {{teaching}} {form}"
+
+    assert "student_with_teaching_template by <solution>" in (format_doubt_of(baseline, None) or "")
+    assert "student_baseline_template asks for the answer by <solution>" in (format_doubt_of(None, taught) or "")
+    assert "by no known form:" in (format_doubt_of(baseline, "{question} {teaching}") or "")
+    assert format_doubt_of(baseline, taught) is None
+
+
+def test_templates_that_share_a_form_or_name_none_are_not_doubted() -> None:
+    config = TeachingConfig()
+
+    assert format_doubt_of(None, None) is None
+    assert format_doubt_of("{question} as \\boxed{} in <solution></solution>", None) is None
+    assert format_doubt_of(config.student_baseline_template, config.student_with_teaching_template) is None
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_the_templates_of_the_ready_environment_are_not_doubted(name: str) -> None:
+    assert TeachingConfig().template(name).doubts() == []
 
 
 @given(question=st.text(alphabet="{}[]\"'aquestion:,\\ \n", max_size=40))

@@ -227,9 +227,8 @@ def doubts(config: GRPOConfig) -> list[str]:
         "trust_remote_code=true runs code that can change: give a folder, or pin a revision by downloading it": (
             config.trust_remote_code and not Path(config.model_name_or_path or "-").is_dir()
         ),
-        f"learning_rate={config.learning_rate} is high for all weights; 1e-6 to 1e-5 is usual": (
-            not config.use_peft and config.learning_rate > 1e-5
-        ),
+        f"learning_rate={config.learning_rate} is high for all weights; 1e-6 to 1e-5 is usual for billions of them, and up to "
+        "5e-5 for fewer": not config.use_peft and config.learning_rate > 5e-5,
         "kl_estimator=k1 has no expected gradient in the loss: give kl_placement=reward, or kl_estimator=k2": (
             config.kl_estimator == "k1" and config.kl_placement == "loss" and config.beta > 0
         ),

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-P = TypeVar("P")
+from trainer.step.out_of_memory import Packed, within_memory
+
+if TYPE_CHECKING:
+    from trainer.config.shared import SharedOptions
+
+P = TypeVar("P", bound=Packed)
 
 
 class GradientAccumulation:
@@ -16,12 +21,12 @@ class GradientAccumulation:
 
     Args:
         accelerator: of accelerate: knows how gradients are synchronised and how backward is called.
-        ranks: data-parallel processes.
+        config: of the run.
     """
 
-    def __init__(self, accelerator: Any, *, ranks: int, is_deepspeed: bool) -> None:
+    def __init__(self, accelerator: Any, config: SharedOptions, *, is_deepspeed: bool) -> None:
         self._accelerator = accelerator
-        self._ranks = ranks
+        self._config = config
         self._is_deepspeed = is_deepspeed
 
     def run(self, model: Any, passes: Sequence[P], loss_of: Callable[[P], Tensor]) -> None:
@@ -30,13 +35,15 @@ class GradientAccumulation:
         Args:
             model: in its wrappers.
             loss_of: the loss of a pass, as its share of the loss of all ranks' passes.
+        Raises:
+            PassMemoryError: a pass does not fit into memory.
         """
         last = len(passes) - 1
         for i, each in enumerate(passes):
             self._accelerator.gradient_state._set_sync_gradients(i == last)
-            with self._gradient_sync(model, is_last=i == last):
+            with within_memory(each, self._config), self._gradient_sync(model, is_last=i == last):
                 # Ranks average their gradients; the loss is a share of a sum over all of them.
-                self._backward(loss_of(each) * self._ranks)
+                self._backward(loss_of(each) * self._config.world_size)
 
     def _gradient_sync(self, model: Any, *, is_last: bool) -> AbstractContextManager[Any]:
         # DeepSpeed is told by the accumulation boundary, which accelerate sets from gradient_state.

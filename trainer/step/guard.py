@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from trainer.errors import NonFiniteError, TrainerError
@@ -52,9 +54,11 @@ class StepGuard:
             model.zero_grad(set_to_none=True)
             self.skipped += 1
 
-    def finish(self, step: int) -> None:
+    def finish(self, step: int, *, report: Callable[[], Path | None] = lambda: None) -> None:
         """The batch is done.
 
+        Args:
+            report: writes down what the batch was, where the run ends with it; returns the file, None without one.
         Raises:
             NonFiniteError: too many in a row were skipped.
         """
@@ -62,4 +66,4 @@ class StepGuard:
         if self.skipped:
             log.warning("step %d: skipped %d optimizer steps: loss or gradient is not finite", step, self.skipped)
         if self._in_a_row >= MOST_IN_A_ROW:
-            raise NonFiniteError(step, in_a_row=self._in_a_row)
+            raise NonFiniteError(step, in_a_row=self._in_a_row, report=report())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from trainer.policy.reference import Reference
 from trainer.reporting.metrics import TokenSums
 from trainer.step.gradient_accumulation import GradientAccumulation
 from trainer.step.loss import LossRule, is_policy_gradient, micro_loss
+from trainer.step.out_of_memory import within_memory
+
+if TYPE_CHECKING:
+    from trainer.config.grpo import GRPOConfig
 
 Minibatches = Sequence[Sequence[MicroBatch]]
 
@@ -24,6 +28,7 @@ class StepPasses:
 
     Args:
         accelerator: of accelerate: knows how gradients are synchronised and how backward is called.
+        config: of the run.
         rule: the loss.
         reference: None without one.
     """
@@ -31,17 +36,16 @@ class StepPasses:
     def __init__(
         self,
         accelerator: Any,
+        config: GRPOConfig,
         rule: LossRule,
         *,
-        device: torch.device,
-        ranks: int,
         is_deepspeed: bool,
         reference: Reference | None,
     ) -> None:
         self._accelerator = accelerator
+        self._config = config
         self._rule = rule
-        self._device = device
-        self._accumulation = GradientAccumulation(accelerator, ranks=ranks, is_deepspeed=is_deepspeed)
+        self._accumulation = GradientAccumulation(accelerator, config, is_deepspeed=is_deepspeed)
         self._reference = reference
 
     def prepared(self, model: Any, share: RankShare, *, optimizer_steps: int) -> Minibatches:
@@ -51,6 +55,8 @@ class StepPasses:
 
         Args:
             optimizer_steps: with one, the weights at the start are those of the pass itself, and no pass is made.
+        Raises:
+            PassMemoryError: a pass does not fit into memory.
         """
         minibatches: Minibatches = share.minibatches
         batch, is_bypassed = share.batch, self._rule.correction.measures_from_engine
@@ -64,9 +70,15 @@ class StepPasses:
         return minibatches
 
     def accumulate(self, model: Any, micro_batches: Sequence[MicroBatch], sums: TokenSums) -> None:
-        """Add up the gradients of one optimizer step; they are synchronised once, with the last pass."""
+        """Add up the gradients of one optimizer step; they are synchronised once, with the last pass.
+
+        Raises:
+            PassMemoryError: a pass does not fit into memory.
+        """
         # Our loss is already a share of the whole batch's.
-        self._accumulation.run(model, micro_batches, lambda micro: self._loss(model, micro.to(self._device), sums))
+        self._accumulation.run(
+            model, micro_batches, lambda micro: self._loss(model, micro.to(self._config.device), sums)
+        )
 
     def _loss(self, model: Any, micro: MicroBatch, sums: TokenSums) -> Tensor:
         wants_candidates = micro.distill_token_ids_MK is not None and not is_policy_gradient(micro, self._rule)
@@ -82,13 +94,14 @@ class StepPasses:
 
     @torch.no_grad()
     def _with_proximal(self, model: Any, micro: MicroBatch) -> MicroBatch:
-        return replace(micro, proximal_logprobs_M=forward(model, micro.to(self._device)).logprobs_M)
+        with within_memory(micro, self._config):
+            return replace(micro, proximal_logprobs_M=forward(model, micro.to(self._config.device)).logprobs_M)
 
     @torch.no_grad()
     def _with_reference(self, reference: Any, micro: MicroBatch) -> MicroBatch:
-        micro = micro.to(self._device)
+        micro = micro.to(self._config.device)
         # accelerate casts the model that it prepared, and knows of no other.
-        with self._accelerator.autocast():
+        with within_memory(micro, self._config), self._accelerator.autocast():
             ref_M = forward(reference, micro).logprobs_M
         if micro.ref_logprobs_M is not None and micro.has_ref_logprobs_M is not None:
             ref_M = torch.where(micro.has_ref_logprobs_M, micro.ref_logprobs_M, ref_M)

@@ -24,6 +24,7 @@ from trainer.policy.hub import hub_target, push_folder
 from trainer.policy.loading import PolicySaver, prepare_partitioned
 from trainer.step.gradient_accumulation import GradientAccumulation
 from trainer.step.guard import StepGuard
+from trainer.step.memory_estimate import log_estimate
 from trainer.supervised.config import DatasetTrainingConfig
 from trainer.supervised.examples import Example
 from trainer.supervised.figures import FigureSums, evaluation_figures
@@ -86,9 +87,7 @@ class DatasetTrainer(PackedTrainer):
         self._saver = PolicySaver(None)
         self._keeper = CheckpointKeeper(config, wait=self.accelerator.wait_for_everyone)
         self._guard = StepGuard(is_deepspeed=self.is_deepspeed_enabled)
-        self._accumulation = GradientAccumulation(
-            self.accelerator, ranks=config.world_size, is_deepspeed=self.is_deepspeed_enabled
-        )
+        self._accumulation = GradientAccumulation(self.accelerator, config, is_deepspeed=self.is_deepspeed_enabled)
         self._run_log = RunLog(config, facts)
         self._stop_reason: str | None = None
         self._figures: dict[str, float] | None = None
@@ -115,6 +114,8 @@ class DatasetTrainer(PackedTrainer):
         """Called on every rank when weights, optimizer and step are loaded."""
         if is_partitioned(self.model):
             prepare_partitioned(self.model, self.args.device)
+        # A longer example has a pass of its own.
+        log_estimate(self.model, self.args, pass_tokens=max(self.args.pass_tokens, self.args.max_seq_length))
         self._compare_epochs()
 
     def _compare_epochs(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 from typing import Any
 
@@ -14,6 +16,7 @@ from atroposlib.errors import DataError
 from atroposlib.utils.tokenize_for_trainer import UNMASKED_ROLES
 from trainer.supervised.examples import Row, chat_prompt, is_prompt_alone
 
+log = logging.getLogger(__name__)
 SUCCESS_TARGET = 0.10
 """Right answers that are to be gained over the baseline, as a share of all."""
 TOKEN_TARGET = 0.30
@@ -72,7 +75,7 @@ def question_of_row(row: Row) -> Question | None:
     else:
         messages = list(as_messages(row))
     asked = list(takewhile(lambda message: message.get("role") not in UNMASKED_ROLES, messages))
-    if not any(message.get("role") == "user" for message in asked):
+    if not any(message.get("role") == "user" for message in asked) and not _holds_task(asked, row):
         return None
     return Question(asked, _ground_truth(row, messages[len(asked) :]), _text(row))
 
@@ -142,6 +145,8 @@ def generation_metrics(
     targets: list[bool] = []
     if judged:
         metrics["eval_success_rate"] = sum(judged) / len(judged)
+    elif baseline_success is not None:
+        _warn_that_nothing_is_judged()
     if judged and baseline_success is not None:
         delta = metrics["eval_success_rate"] - baseline_success
         metrics["metrics/success_delta"] = delta
@@ -154,6 +159,13 @@ def generation_metrics(
     if len(targets) == 2:
         metrics["metrics/meets_target"] = float(all(targets))
     return metrics
+
+
+def _holds_task(messages: Sequence[Any], row: Row) -> bool:
+    """Whether the messages say the row's task: in sessions it is the system's word, and the teacher may speak right after it."""
+    task = row.get("task")
+    said = (message.get("content") for message in messages)
+    return isinstance(task, str) and bool(task) and any(isinstance(text, str) and task in text for text in said)
 
 
 def _text(row: Row) -> str | None:
@@ -173,6 +185,16 @@ def _ground_truth(row: Row, reply: Sequence[Any]) -> str | None:
     last = turns[-1] if turns else {}
     is_text = last.get("role") in UNMASKED_ROLES and isinstance(last.get("content"), str)
     return marked_answer(last["content"]) if is_text else None
+
+
+@cache
+def _warn_that_nothing_is_judged() -> None:
+    """Once a process: every evaluation would say the same."""
+    log.warning(
+        "baseline_success is given, but no held-out question says what is right: eval_success_rate and "
+        "metrics/success_delta are left out; give rows a ground_truth or final_answer (sessions: ground_truth in "
+        "session_metadata), or end their replies in `Final Answer: VALUE`"
+    )
 
 
 def _number(text: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from atroposlib.data.answers import marked_answer
 from atroposlib.data.registry import Row
 from atroposlib.data.traces.session import Session, plan_steps
 from atroposlib.type_definitions import Message
@@ -24,6 +25,7 @@ ROLES = {
 """Role of each actor; what other actors say is left out."""
 TEXT_KEYS = ("message", "text", "guidance", "content")
 CONTAINERS = ("payload", "event", "data", "body", "output")
+SUCCEEDED = "succeeded"
 
 
 def conversation_records(session: Session, *, every_teacher_turn: bool) -> list[Row]:
@@ -34,12 +36,15 @@ def conversation_records(session: Session, *, every_teacher_turn: bool) -> list[
 
 
 def _record(session: Session, messages: list[Message]) -> Row:
+    ground_truth = _ground_truth(session)
     return {
         "messages": messages,
         "session_id": session.session_id,
         "source_id": session.session_id,
         "learning_key": session.learning_key,
         "reward": session.score,
+        "task": session.task,
+        **({} if ground_truth is None else {"ground_truth": ground_truth}),
         "prompt_text": "\n".join(f"{message['role']}: {message['content']}" for message in messages[:-1]),
         "completion_text": messages[-1]["content"],
         "metadata": {
@@ -51,6 +56,15 @@ def _record(session: Session, messages: list[Message]) -> Row:
             "teacher_learning": session.teacher_learning,
         },
     }
+
+
+def _ground_truth(session: Session) -> str | None:
+    """What the session says is right; else what it ended in, where it succeeded and that is a bare or a marked answer."""
+    if session.ground_truth is not None or session.status != SUCCEEDED:
+        return session.ground_truth
+    ended = session.final_answer.strip()
+    # Of several lines without a mark nobody can tell which is the answer.
+    return marked_answer(ended) or (ended if ended and "\n" not in ended else None)
 
 
 def _opening(session: Session) -> list[Message]:

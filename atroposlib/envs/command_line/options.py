@@ -114,7 +114,8 @@ def resolve_values(defaults: Defaults, flags: Values, *, mode_defaults: Mapping[
     file = read_config_file(root.config, defaults.namespaces) if root.config else ConfigFile()
     sections = {ROOT: {}, **file.sections}
     below = {**_given(defaults.env), **mode_defaults}
-    env_values = {**_with_section(below, sections.get(ENV_NAMESPACE, {})), **flags[ENV_NAMESPACE]}
+    merged = _with_section(below, sections.get(ENV_NAMESPACE, {}), current={**dict(defaults.env), **below})
+    env_values = {**merged, **flags[ENV_NAMESPACE]}
     servers = resolve_servers(defaults.servers, sections.get(OPENAI_NAMESPACE), flags[OPENAI_NAMESPACE])
     if servers is None:
         raise ConfigError("config_init() must return (config, servers); servers is None")
@@ -135,15 +136,20 @@ def _given(config: BaseModel) -> dict[str, Any]:
     return {**{name: getattr(config, name) for name in config.model_fields_set}, **(config.model_extra or {})}
 
 
-def _with_section(values: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with a file's over them; a mapping in the file changes the keys that it names, not the whole field."""
+def _with_section(
+    given: Mapping[str, Any], section: Mapping[str, Any], *, current: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is given with a file's over it; a mapping in the file changes the keys that it names, not the whole field.
+
+    Args:
+        current: every field's value, given or not.
+    """
     opened = {
-        name: value.model_dump(exclude_unset=True)
-        if isinstance(value, BaseModel) and isinstance(section.get(name), dict)
-        else value
-        for name, value in values.items()
+        name: _with_section(value.model_dump(exclude_unset=True), part, current=dict(value))
+        for name, part in section.items()
+        if isinstance(part, dict) and isinstance(value := current.get(name), BaseModel)
     }
-    return merge_dicts(opened, section)
+    return merge_dicts({**given, **opened}, section)
 
 
 def _dump_servers(servers: Servers) -> list[dict[str, Any]]:

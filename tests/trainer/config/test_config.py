@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from atroposlib.errors import ConfigError
 from trainer.config.checks import attention, doubts
 from trainer.config.compose import load_config, load_config_with_origins
 from trainer.config.grpo import GRPOConfig
 from trainer.policy.lora import LoraOptions, options_of
+
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 @pytest.fixture
@@ -261,7 +264,7 @@ def test_the_names_of_other_trainers_work_in_python_too() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"learning_rate": 1.1e-5}, "learning_rate=1.1e-05 is high for all weights; 1e-6 to 1e-5 is usual"),
+        ({"learning_rate": 5.1e-5}, "learning_rate=5.1e-05 is high for all weights; 1e-6 to 1e-5 is usual"),
         ({"trust_remote_code": True}, "runs code that can change"),
         ({"beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2}, "almost no effect"),
         ({"beta": 0.1, "kl_estimator": "k1"}, "no expected gradient"),
@@ -273,9 +276,19 @@ def test_what_is_seldom_meant_is_said_and_allowed(options: dict[str, Any], expec
     assert any(expected in doubt for doubt in doubts(GRPOConfig(**options)))
 
 
-@pytest.mark.parametrize("options", [{}, {"learning_rate": 1e-5}, {"learning_rate": 2e-4, "use_peft": True}])
+@pytest.mark.parametrize("options", [{}, {"learning_rate": 5e-5}, {"learning_rate": 2e-4, "use_peft": True}])
 def test_what_is_usual_raises_no_doubts(options: dict[str, Any]) -> None:
     assert doubts(GRPOConfig(**options)) == []
+
+
+@pytest.mark.parametrize("name", ["demo", "teacher_quickstart"])
+def test_a_newcomers_first_run_raises_no_doubts(tmp_path: Path, model_dir: str, name: str) -> None:
+    shipped = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["trainer"]
+
+    config = load_config(a_file(tmp_path, yaml.safe_dump({**shipped, "model_name_or_path": model_dir})))
+
+    assert config.learning_rate == shipped["learning_rate"]
+    assert doubts(config) == []
 
 
 def test_attention_falls_back_only_where_nobody_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

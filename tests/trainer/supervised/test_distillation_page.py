@@ -6,8 +6,10 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from atroposlib.testing.byte_tokenizer import byte_tokenizer
 from tests.trainer.supervised.fakes import HELD_OUT, ROWS, gkd_config, tiny_model
@@ -23,6 +25,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.S)
 
 
+def load_recipe(name: str) -> Any:
+    return yaml.safe_load((ROOT / "trainer" / "recipes" / "recipe" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
 def trainer_commands() -> list[str]:
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     return [line for line in lines if "atropos-trainer" in line or "trainer.cli" in line]
@@ -32,13 +38,26 @@ def trainer_commands() -> list[str]:
 def test_every_command_of_the_trainer_is_a_valid_configuration(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tmp_path / "models" / "SmolLM2-135M-Instruct"
-    model.mkdir(parents=True)
+    for model in ("models/SmolLM2-135M-Instruct", "runs/sft_quickstart/final"):
+        (tmp_path / model).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command)
     overrides = words[words.index("atropos-trainer" if "atropos-trainer" in words else "trainer.cli") + 1 :]
 
-    load_config(None, [word for word in overrides if not word.startswith("deepspeed=")])
+    # DeepSpeed would set up this whole process.
+    load_config(None, [*(word for word in overrides if not word.startswith("deepspeed=")), "deepspeed=null"])
+
+
+def test_the_quickstarts_follow_each_other() -> None:
+    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    start = commands.index("make model")
+    student, teacher = (load_recipe(name) for name in ("gkd_quickstart", "sft_quickstart"))
+
+    assert commands[start + 1 : start + 3] == [
+        "atropos-trainer recipe=sft_quickstart",
+        "atropos-trainer recipe=gkd_quickstart",
+    ]
+    assert student["teacher_model_name_or_path"] == f"{teacher['run_dir']}/final"
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("json") for line in block.splitlines()])

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from atroposlib.data import DataConfig, load_splits
 from atroposlib.errors import DataError
 from atroposlib.testing.byte_tokenizer import byte_tokenizer
-from trainer.supervised.evaluation import Asked, Outcome, generation_metrics, is_right, question_of_row, questions_of
+from trainer.supervised.evaluation import (
+    Asked,
+    Outcome,
+    _warn_that_nothing_is_judged,
+    generation_metrics,
+    is_right,
+    question_of_row,
+    questions_of,
+)
 
 CHAT: dict[str, Any] = {
     "messages": [
@@ -107,6 +118,38 @@ def test_what_is_right_comes_from_a_column_or_from_the_marked_answer() -> None:
     assert unknown.ground_truth is None
 
 
+def sessions(written: Path, *found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of runtime sessions, as recipe=teacher_gkd has them."""
+    written.write_text("".join(json.dumps(session) + "\n" for session in found))
+    config = DataConfig(
+        loader="runtime_traces", form="conversation", dataset_path=written, eval_split_ratio=0, shuffle=False
+    )
+    rows: list[dict[str, Any]] = load_splits(config).train
+    return rows
+
+
+def test_a_session_asks_its_task_and_says_what_is_right_without_a_leak(tmp_path: Path) -> None:
+    guided = [{"actor": "student", "text": "is it 5?"}, {"actor": "teacher", "text": "It is 4917."}]
+    session = {"task": "add", "final_answer": "4917", "session_metadata": {"ground_truth": "4917"}}
+    found = asked(sessions(tmp_path / "export.jsonl", {**session, "trajectory_events": guided}))
+
+    assert [question.ground_truth for question in found.questions] == ["4917"]
+    prompt = byte_tokenizer().decode(found.prompts[0])
+    assert "add" in prompt
+    assert "is it 5?" in prompt
+    assert "4917" not in prompt
+
+
+def test_a_session_in_which_the_teacher_speaks_first_asks_its_task(tmp_path: Path) -> None:
+    steps = [{"guidance": ["count them"], "output": "4917"}]
+    session = {"task": "add", "final_answer": "4917", "session_metadata": {"status": "succeeded"}, "steps": steps}
+
+    (question,) = asked(sessions(tmp_path / "export.jsonl", session)).questions
+
+    assert question.messages == [{"role": "system", "content": "add"}]
+    assert question.ground_truth == "4917"
+
+
 def test_rows_that_ask_nothing_are_passed_over() -> None:
     rows: list[dict[str, Any]] = [{"text": "once upon a time"}, {"prompt": "hi", "ground_truth": "x"}, CHAT, CHAT]
 
@@ -154,3 +197,15 @@ def test_without_anything_right_there_is_no_success_rate() -> None:
     assert generation_metrics([Outcome(3, None)], baseline_success=0.5, baseline_tokens=None) == {
         "eval_avg_tokens": 3.0
     }
+
+
+def test_a_baseline_that_nothing_can_be_compared_with_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    _warn_that_nothing_is_judged.cache_clear()
+
+    for _ in range(2):
+        generation_metrics([Outcome(3, None)], baseline_success=0.75, baseline_tokens=None)
+        generation_metrics([Outcome(3, None)], baseline_success=None, baseline_tokens=None)
+        metrics(baseline_success=0.75)
+
+    (said,) = caplog.messages
+    assert "baseline_success is given, but no held-out question says what is right" in said

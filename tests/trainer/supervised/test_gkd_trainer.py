@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from atroposlib.data import DataConfig
 from atroposlib.errors import ConfigError, DataError
 from tests.trainer.supervised.fakes import HELD_OUT, ROWS, gkd_config, tiny_model, tokenizer
 from tests.trainer.supervised.plain import divergence, step_of_descent
@@ -232,6 +233,26 @@ def test_an_evaluation_measures_divergence_success_and_length(tmp_path: Path) ->
     assert 1 <= found[0]["eval_avg_tokens"] <= 6
     assert found[0]["metrics/token_reduction"] == pytest.approx(1 - found[0]["eval_avg_tokens"] / 12)
     assert found[0]["metrics/meets_target"] == 0.0
+
+
+def test_sessions_of_the_runtime_are_measured_against_a_baseline(tmp_path: Path) -> None:
+    session = {
+        "task": "add",
+        "session_metadata": {"ground_truth": "4", "status": "succeeded"},
+        "trajectory_events": [{"actor": "student", "text": "is it 5?"}, {"actor": "teacher", "text": "It is 4."}],
+    }
+    export = tmp_path / "export.jsonl"
+    export.write_text("".join(json.dumps({**session, "id": number}) + "\n" for number in range(5)))
+    sessions = DataConfig(loader="runtime_traces", form="conversation", dataset_path=export, eval_split_ratio=0.4)
+    trainer = a_trainer(
+        tmp_path / "run", data=sessions, train_dataset=None, eval_dataset=None, max_steps=1, eval_strategy="steps",
+        eval_steps=1, baseline_success=0.75, load_best_model_at_end=False,
+    )  # fmt: skip
+    trainer.train()
+
+    found = lines_of(tmp_path / "run")[-1]
+    assert found["eval_success_rate"] == 0.0
+    assert found["metrics/success_delta"] == -0.75
 
 
 def test_evaluation_prompts_hold_no_word_of_the_assistants(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,16 @@ from tests.trainer.weight_sync.publications import BUCKET_MIB, FakeServer, servi
 from trainer.weight_sync.config import WeightSyncConfig
 from trainer.weight_sync.connect import connect
 from trainer.weight_sync.publisher import WeightPublisher
+from trainer.weight_sync.transports.gloo_group import READY_TIMEOUT_S
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_thread_is_left_waiting() -> Iterator[None]:
+    """A thread that waits in torch while the interpreter ends aborts the process, and with it a test run that passed."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("weight-sync-"):
+            thread.join(2 * READY_TIMEOUT_S)
 
 
 @pytest.fixture
@@ -22,10 +33,10 @@ def servers() -> Iterator[list[FakeVllm]]:
 
 @pytest.fixture
 def connected(servers: Sequence[FakeServer]) -> Iterator[Callable[..., WeightPublisher]]:
-    """Publishers to these URLs, closed at the end."""
+    """Publishers to these URLs, closed at the end. Nothing waits for their deadline but a test that gives a short one."""
     publishers: list[WeightPublisher] = []
 
-    def connected(urls: Sequence[str], *, timeout_s: float = 3.0, **options: Any) -> WeightPublisher:
+    def connected(urls: Sequence[str], *, timeout_s: float = 30.0, **options: Any) -> WeightPublisher:
         config = WeightSyncConfig(transport="gloo", bucket_mib=BUCKET_MIB, timeout_s=timeout_s, **options)
         publishers.append(connect(urls, config))
         return publishers[-1]

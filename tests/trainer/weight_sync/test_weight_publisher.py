@@ -55,7 +55,10 @@ def test_a_server_that_answers_but_spoils_every_transfer_is_left_out(
     assert time.monotonic() - start < 50  # nobody waited for a deadline
 
 
-def test_a_server_that_falls_silent_costs_one_deadline(servers: list[FakeVllm], publisher: WeightPublisher) -> None:
+def test_a_server_that_falls_silent_costs_one_deadline(
+    servers: list[FakeVllm], connected: Callable[..., WeightPublisher]
+) -> None:
+    publisher = connected(urls_of(servers), timeout_s=3.0)
     publisher.attach()
     silence = threading.Event()
     for path in ("/update_weights", "/health"):
