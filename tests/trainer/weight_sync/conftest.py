@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.trainer.weight_sync.publications import BUCKET_MIB, FakeServer, servi
 from trainer.weight_sync.config import WeightSyncConfig
 from trainer.weight_sync.connect import connect
 from trainer.weight_sync.publisher import WeightPublisher
+from trainer.weight_sync.states import GRACE_S
 from trainer.weight_sync.transports.gloo_group import READY_TIMEOUT_S
 
 
@@ -20,9 +22,10 @@ from trainer.weight_sync.transports.gloo_group import READY_TIMEOUT_S
 def no_thread_is_left_waiting() -> Iterator[None]:
     """A thread that waits in torch while the interpreter ends aborts the process, and with it a test run that passed."""
     yield
+    ends = time.monotonic() + READY_TIMEOUT_S + GRACE_S
     for thread in threading.enumerate():
-        if thread.name.startswith("weight-sync-"):
-            thread.join(2 * READY_TIMEOUT_S)
+        if thread.name == "weight-sync-receive":
+            thread.join(max(0.0, ends - time.monotonic()))
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def connected(servers: Sequence[FakeServer]) -> Iterator[Callable[..., WeightPub
     """Publishers to these URLs, closed at the end. Nothing waits for their deadline but a test that gives a short one."""
     publishers: list[WeightPublisher] = []
 
-    def connected(urls: Sequence[str], *, timeout_s: float = 30.0, **options: Any) -> WeightPublisher:
+    def connected(urls: Sequence[str], *, timeout_s: float = 10.0, **options: Any) -> WeightPublisher:
         config = WeightSyncConfig(transport="gloo", bucket_mib=BUCKET_MIB, timeout_s=timeout_s, **options)
         publishers.append(connect(urls, config))
         return publishers[-1]
