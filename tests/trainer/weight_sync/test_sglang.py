@@ -258,6 +258,19 @@ def test_a_server_that_falls_silent_costs_deadlines_and_the_other_is_served(
     assert runs(servers[0], "1")
 
 
+def test_a_server_that_answers_questions_but_takes_no_bucket_is_left_out(
+    servers: list[FakeSglang], connected: Callable[..., WeightPublisher]
+) -> None:
+    endless = threading.Event()
+    servers[1].faults["/update_weights_from_distributed"] = endless.wait
+
+    result = connected(urls_of(servers), timeout_s=2.0).publish(1, WEIGHTS.items())
+
+    endless.set()
+    assert [failed.server for failed in result.failed] == [servers[1].url]
+    assert runs(servers[0], "1")
+
+
 # The control
 
 

@@ -111,6 +111,12 @@ class _Travelling:
     receiving: Calls
     works: list[Work]
 
+    def late(self) -> dict[str, ServerSyncError]:
+        """Servers that have not taken what others have; none where none has, since they may wait for each other."""
+        late = [url for url, call in self.receiving.items() if not call.done()]
+        is_theirs = len(late) < len(self.receiving)
+        return {url: ServerSyncError(url, Edge.SEND, "no answer in time") for url in late} if is_theirs else {}
+
 
 class SglangGroup:
     """An open group. Any error leaves it closed: open another.
@@ -274,6 +280,8 @@ class SglangGroup:
             while not work.is_completed():
                 if failed := failures(self._travelling.receiving):
                     raise TransferError(Edge.SEND, "", failed)
+                if time.monotonic() > deadline and (late := self._travelling.late()):
+                    raise TransferError(Edge.SEND, "another server did not take a bucket", late)
                 require_time(deadline, Edge.SEND)
                 time.sleep(_POLL_S)
             try:
