@@ -201,7 +201,8 @@ OWNED = [
     Elsewhere(106, "temperatures", RIMConfig, (0.2, 0.5, 0.8), [0.5], [], "at least 1 item", RIM),
     Elsewhere(107, "models", RIMConfig, REQUIRED, RIM["models"], {}, "Field required"),
     Elsewhere(108, "models", RIMConfig, REQUIRED, {"small_model": "a/b", "large_model": None}, {"small_model": ""}, "at least 1 char"),
-    Elsewhere(109, "active_judges", RIMConfig, {"helpfulness": True, "process": True}, {"accuracy": True},
+    # None: those of the preset, which is the offline one where none is given: tests/rim/test_config.py.
+    Elsewhere(109, "active_judges", RIMConfig, None, {"accuracy": True},
               {"wisdom": True}, "Input should be 'accuracy'", RIM),
     Elsewhere(110, "anti_gaming", RIMConfig, {"cap_score": 0.3}, {"cap_score": 0.1}, {"cap_score": 2}, "less than or equal to 1", RIM),
     Elsewhere(111, "parallel_execution", RIMConfig, {"max_workers": 8}, {"max_workers": 2}, {"max_workers": 0},
