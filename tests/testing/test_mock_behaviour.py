@@ -252,6 +252,19 @@ async def test_what_is_no_request_of_known_length_is_refused(request_line: bytes
     assert answer.startswith(b"HTTP/1.1 400")
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_connection_that_is_just_being_accepted_is_reset_too(turns: int) -> None:
+    server = MockInferenceServer()
+    await server.start()
+    with socket.create_connection((server.host, server.port), timeout=5) as client:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await server.stop()
+        await asyncio.sleep(0)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
 async def test_stop_frees_the_port_and_start_takes_it_again() -> None:
     server = MockInferenceServer("yes")
     await server.start()

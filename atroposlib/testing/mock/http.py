@@ -11,6 +11,8 @@ from typing import TypeAlias, cast
 
 MAX_HEAD_BYTES = 64 * 1024
 BACKLOG = 4096
+_TURNS_TO_ACCEPT = 6
+"""Of the event loop, more than it needs until a connection that it is just accepting is among those that are known."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -60,6 +62,11 @@ class HttpServer:
         """Reset every connection, end every request, close the port."""
         if self._listener is None:
             return
+        # Python 3.11 loses, unclosed, a connection that is being accepted while its listener closes.
+        for listening in self._listener.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        for _ in range(_TURNS_TO_ACCEPT):
+            await asyncio.sleep(0)
         self._listener.close()
         tasks = [connection.task for connection in self.connections if connection.task is not None]
         for connection in list(self.connections):
